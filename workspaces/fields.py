@@ -105,8 +105,7 @@ class SealedField(models.BinaryField):
 
     `instance.secret = Plain(b"…")` seals at the next save; `instance.secret.open()` opens.
     `bound_to` names an attribute of the model, a text, that tells what the secret is for: when it
-    changes, the stored secret no longer opens and has to be entered again. `table` keeps the first
-    table's name in the associated data when a model's table is renamed later.
+    changes, the stored secret no longer opens and has to be entered again.
 
     A save of an instance that didn't set the secret leaves the column as it is in the database:
     an old copy in memory can't undo a rotation or bring a replaced secret back.
@@ -114,17 +113,14 @@ class SealedField(models.BinaryField):
 
     descriptor_class = SealedAttribute
 
-    def __init__(self, *args: Any, bound_to: str = "", table: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, bound_to: str = "", **kwargs: Any) -> None:
         self.bound_to = bound_to
-        self.table = table
         super().__init__(*args, **kwargs)
 
     def deconstruct(self) -> tuple[str, str, list, dict]:
         name, path, args, kwargs = super().deconstruct()
         if self.bound_to:
             kwargs["bound_to"] = self.bound_to
-        if self.table:
-            kwargs["table"] = self.table
         return name, path, args, kwargs
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
@@ -153,7 +149,7 @@ class SealedField(models.BinaryField):
             raise vault.SecretUnreadable
         pk = self.model._meta.pk
         return vault.context(
-            self.table or self.model._meta.db_table,
+            self.model._meta.db_table,
             str(pk.to_python(instance.pk)),
             self.name,
             str(getattr(instance, self.bound_to)) if self.bound_to else "",

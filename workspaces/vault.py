@@ -26,6 +26,7 @@ import base64
 import binascii
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import secrets
@@ -221,7 +222,7 @@ def _fault(key: bytes) -> str:
     random bytes fail one of these rules less than once in 10**13 keys."""
     if len(key) != KEY_BYTES:
         return f"is {len(key)} bytes long"
-    steps = {(b - a) % 256 for a, b in zip(key, key[1:], strict=False)}
+    steps = {(b - a) % 256 for a, b in itertools.pairwise(key)}
     if len(set(key)) < KEY_BYTES // 2 or len(steps) < KEY_BYTES // 4:
         return "is a pattern, not random"
     if all(chr(byte) in string.printable for byte in key):
@@ -265,7 +266,7 @@ def write_key_file(keys: Sequence[str], *, replace: bool) -> None:
     """Put the keys, first the one that seals, on the disk as a whole or not at all."""
     path = key_file()
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    text = "# Patchbay's instance keys, one a line. The first seals, all open. Keep a copy elsewhere.\n"
+    text = "# Patchbay's instance keys, one a line. The first seals, all open. Keep a copy.\n"
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w") as file:

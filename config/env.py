@@ -1,0 +1,110 @@
+"""Values from the environment. Every reader takes `NAME` or the file that `NAME_FILE` names.
+
+A refusal (`BadEnv`) names the variable and the values it accepts, never the value it got: it may be
+a secret in the wrong place.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class BadEnv(Exception):
+    """A variable can't be used; the text is one line for the operator."""
+
+
+def _raw(name: str) -> str | None:
+    if (value := os.environ.get(name)) is not None:
+        return value
+    if path := os.environ.get(f"{name}_FILE"):
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadEnv(f"{name}_FILE: the file can't be read ({type(error).__name__})") from None
+    return None
+
+
+def string(name: str, default: str | None = None) -> str | None:
+    """The text, stripped; `default` when the variable isn't set. Set and empty stays empty."""
+    value = _raw(name)
+    return default if value is None else value.strip()
+
+
+def boolean(name: str, default: bool = False) -> bool:
+    value = (_raw(name) or "").strip().lower()
+    if not value:
+        return default
+    if value in {"1", "true", "yes", "on"}:
+        return True
+    if value in {"0", "false", "no", "off"}:
+        return False
+    raise BadEnv(f"{name}: use 1/true/yes/on or 0/false/no/off")
+
+
+def integer(name: str, default: int, *, least: int = 0, most: int = 2**31) -> int:
+    value = (_raw(name) or "").strip()
+    if not value:
+        return default
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise BadEnv(f"{name}: use a whole number from {least} to {most}")
+    return number
+
+
+def items(name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Comma-separated values, empty ones dropped."""
+    value = _raw(name)
+    if value is None:
+        return default
+    return tuple(item for part in value.split(",") if (item := part.strip()))
+
+
+def made_secret(name: str, path: Path) -> str:
+    """The variable, else the file at `path`, made with 43 random characters on the first call."""
+    if value := (_raw(name) or "").strip():
+        return value
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return _read_when_written(path)
+    with os.fdopen(handle, "w") as file:
+        file.write(value := secrets.token_urlsafe(32))
+    return value
+
+
+def _read_when_written(path: Path) -> str:
+    # Another process may stand between its open and its write: an empty file isn't the secret.
+    import time
+
+    for _ in range(100):
+        if value := path.read_text().strip():
+            return value
+        time.sleep(0.02)
+    raise BadEnv(f"{path.name}: the file is empty; remove it to have a new one made")
+
+
+def email(url: str) -> dict[str, object]:
+    """Django's EMAIL_* settings of `smtp://user:password@host:port` (`smtps://`: TLS at once;
+    `smtp+tls://`: STARTTLS) or `console:`."""
+    parts = urlsplit(url)
+    if parts.scheme in {"", "console"}:
+        return {"EMAIL_BACKEND": "django.core.mail.backends.console.EmailBackend"}
+    if parts.scheme not in {"smtp", "smtps", "smtp+tls"} or not parts.hostname:
+        raise BadEnv("EMAIL_URL: use smtp://, smtp+tls:// or smtps:// with a host, or console:")
+    return {
+        "EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+        "EMAIL_HOST": parts.hostname,
+        "EMAIL_PORT": parts.port or (465 if parts.scheme == "smtps" else 587),
+        "EMAIL_HOST_USER": unquote(parts.username or ""),
+        "EMAIL_HOST_PASSWORD": unquote(parts.password or ""),
+        "EMAIL_USE_SSL": parts.scheme == "smtps",
+        "EMAIL_USE_TLS": parts.scheme == "smtp+tls",
+        "EMAIL_TIMEOUT": 10,
+    }

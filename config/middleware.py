@@ -1,0 +1,62 @@
+"""Two small layers around every page. Both work on the sync and the async path: a sync-only
+middleware would push the event stream through a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.utils.translation import gettext as _
+
+GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
+
+
+class _Both:
+    async_capable = True
+    sync_capable = True
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self.is_async:
+            return self._acall(request)
+        if (early := self.before(request)) is not None:
+            return early
+        return self.after(request, self.get_response(request))
+
+    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        if (early := self.before(request)) is not None:
+            return early
+        return self.after(request, await self.get_response(request))
+
+    def before(self, request: HttpRequest) -> HttpResponseBase | None:
+        return None
+
+    def after(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        return response
+
+
+class RequestLimits(_Both):
+    """Refuses what no page here means: NUL in an address, a body in a compressed form."""
+
+    def before(self, request: HttpRequest) -> HttpResponseBase | None:
+        if "\x00" in request.path_info or "\x00" in request.META.get("QUERY_STRING", ""):
+            return HttpResponse(_("This address can't be read."), status=400)
+        if "%00" in request.META.get("QUERY_STRING", ""):
+            return HttpResponse(_("This address can't be read."), status=400)
+        return None
+
+
+class PrivatePages(_Both):
+    """Pages of signed-in people aren't kept by the browser or by anything between."""
+
+    def after(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        if "Cache-Control" not in response.headers:
+            response.headers["Cache-Control"] = "no-store"
+        return response

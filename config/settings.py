@@ -1,0 +1,287 @@
+"""Every setting of Patchbay, each value from the environment through `config.env`.
+
+With nothing set, everything is embedded: SQLite and a Valkey server of our own under
+`PATCHBAY_DATA_DIR` (default `./data`). The variables are listed in docs/operations.md.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dj_database_url
+from django.utils.csp import CSP
+from django.utils.translation import gettext_lazy as _
+
+from config import env
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(env.string("PATCHBAY_DATA_DIR") or BASE_DIR / "data").absolute()
+KEYS_DIR = DATA_DIR / "keys"
+
+# -- where and how --------------------------------------------------------------------------------
+PORT = env.integer("PORT", 8000, least=1, most=65535)
+PUBLIC_URL = (env.string("PATCHBAY_URL") or f"http://127.0.0.1:{PORT}").rstrip("/")
+_public = urlsplit(PUBLIC_URL)
+if _public.scheme not in {"http", "https"} or not _public.hostname or _public.path:
+    raise env.BadEnv("PATCHBAY_URL: use http://host[:port] or https://host[:port], without a path")
+PRODUCTION = _public.scheme == "https"
+DEBUG = env.boolean("PATCHBAY_DEBUG")
+SECRET_KEY = env.made_secret("SECRET_KEY", KEYS_DIR / "django.key")
+SETUP_TOKEN = env.string("PATCHBAY_SETUP_TOKEN") or ""
+TRUSTED_PROXIES = env.items("PATCHBAY_TRUSTED_PROXIES")
+ALLOWED_HOSTS = [_public.hostname]
+if _public.hostname in {"127.0.0.1", "localhost", "::1"}:
+    ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
+
+# -- secrets of connections (workspaces.vault) ------------------------------------------------------
+SECRET_KEYS = list(env.items("PATCHBAY_SECRET_KEYS"))
+START_SEALED = env.boolean("PATCHBAY_START_SEALED")
+
+# -- database, broker -------------------------------------------------------------------------------
+_database_url = env.string("DATABASE_URL") or ""
+_redis_url = env.string("REDIS_URL") or ""
+EMBEDDED = not _database_url and not _redis_url
+if _database_url:
+    DATABASES = {"default": dj_database_url.parse(_database_url, conn_max_age=0)}
+    if DATABASES["default"]["ENGINE"] != "django.db.backends.postgresql":
+        raise env.BadEnv("DATABASE_URL: use postgres://user:password@host:port/name")
+    DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
+        "min_size": 1,
+        "max_size": env.integer("PATCHBAY_DATABASE_POOL", 20, least=2, most=500),
+        "timeout": 10,
+    }
+else:
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": DATA_DIR / "patchbay.sqlite3",
+            "OPTIONS": {
+                # IMMEDIATE takes the write lock at BEGIN: the only way that "read, then write"
+                # never ends in "database is locked" (SQLite has no row locks).
+                "transaction_mode": "IMMEDIATE",
+                "timeout": 20,
+                "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;",
+            },
+        }
+    }
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+
+def _runtime_dir() -> Path:
+    """Where Valkey's socket stands: a socket's path may have about 100 bytes."""
+    run = DATA_DIR / "run"
+    if len(os.fsencode(run / "valkey.sock")) <= 100:
+        return run
+    digest = hashlib.sha256(os.fsencode(DATA_DIR)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"patchbay-{os.getuid()}-{digest}"
+
+
+RUN_DIR = _runtime_dir()
+VALKEY_SOCKET = RUN_DIR / "valkey.sock"
+if _redis_url:
+    REDIS_URL = CELERY_BROKER_URL = _redis_url
+else:
+    _password = env.made_secret("PATCHBAY_VALKEY_PASSWORD", KEYS_DIR / "valkey.password")
+    REDIS_URL = f"unix://:{_password}@{VALKEY_SOCKET}?db=0"
+    CELERY_BROKER_URL = f"redis+socket://:{_password}@{VALKEY_SOCKET}?virtual_host=0"
+
+CACHES = {
+    "default": {
+        "BACKEND": "config.cache.ForgivingRedisCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "patchbay",
+        "OPTIONS": {"socket_timeout": 1, "socket_connect_timeout": 1},
+    }
+}
+
+# The database is the queue of record, Celery is the doorbell: a call that doesn't get through in
+# two seconds is made good by the worker's own sweep.
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = False
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_PUBLISH_RETRY = False
+CELERY_TASK_DEFAULT_QUEUE = "probes"
+CELERY_TASK_ROUTES = {"sessions.tasks.*": {"queue": "turns"}}
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "socket_timeout": 2,
+    "socket_connect_timeout": 2,
+    "retry_on_timeout": False,
+    "max_retries": 0,
+    "global_keyprefix": "patchbay:celery:",
+}
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_PREFETCH_MULTIPLIER = 4
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
+CELERY_TIMEZONE = "UTC"
+
+# -- the way out ------------------------------------------------------------------------------------
+EGRESS_ALLOW = env.string("PATCHBAY_EGRESS_ALLOW")
+TOOL_EGRESS_ALLOW = env.string("PATCHBAY_TOOL_EGRESS_ALLOW") or ""
+
+# -- turns ------------------------------------------------------------------------------------------
+TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)
+PROBES_PER_WORKER = 50
+TITLES = env.boolean("PATCHBAY_TITLES", True)
+CODEX_PATHS = env.items("PATCHBAY_CODEX_PATHS")
+
+# -- apps -------------------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "config.apps.ConfigConfig",
+    "workspaces.apps.WorkspacesConfig",
+    "connections.apps.ConnectionsConfig",
+    "sessions.apps.SessionsConfig",
+    "config.apps.PatchbayAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "allauth",
+    "allauth.account",
+    "django_htmx",
+]
+MIDDLEWARE = [
+    "config.middleware.RequestLimits",
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.csp.ContentSecurityPolicyMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "config.middleware.PrivatePages",
+]
+ROOT_URLCONF = "config.urls"
+ASGI_APPLICATION = "config.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.template.context_processors.csp",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "config.context.shell",
+            ],
+            "builtins": ["config.templatetags.ui"],
+        },
+    }
+]
+
+# -- sign-in ----------------------------------------------------------------------------------------
+AUTH_USER_MODEL = "workspaces.User"
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {
+        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+        "OPTIONS": {"min_length": 10},
+    },
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LOGIN_URL = "account_login"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "account_login"
+ACCOUNT_ADAPTER = "workspaces.accounts.ClosedSignup"
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_LOGOUT_ON_GET = False
+
+# -- the browser ------------------------------------------------------------------------------------
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_HTTPONLY = False
+CSRF_COOKIE_SAMESITE = "Lax"
+CSRF_FAILURE_VIEW = "config.views.csrf_failure"
+SESSION_COOKIE_NAME = "patchbay_session"
+CSRF_COOKIE_NAME = "patchbay_csrf"
+if PRODUCTION:
+    SESSION_COOKIE_NAME = "__Host-session"
+    CSRF_COOKIE_NAME = "__Host-csrf"
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    SECURE_HSTS_SECONDS = 365 * 24 * 3600
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    SECURE_HSTS_PRELOAD = True
+    SECURE_SSL_REDIRECT = True
+    SECURE_REDIRECT_EXEMPT = [r"^(healthz|readyz|metrics)/?$"]
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_CSP = {
+    "default-src": [CSP.NONE],
+    "script-src": [CSP.SELF, CSP.NONCE],
+    "style-src": [CSP.SELF],
+    "img-src": [CSP.SELF, "data:"],
+    "font-src": [CSP.SELF],
+    "connect-src": [CSP.SELF],
+    "manifest-src": [CSP.SELF],
+    "base-uri": [CSP.NONE],
+    "object-src": [CSP.NONE],
+    "frame-ancestors": [CSP.NONE],
+    "form-action": [CSP.SELF],
+}
+DATA_UPLOAD_MAX_MEMORY_SIZE = 12 * 1024 * 1024
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000
+FILE_UPLOAD_MAX_MEMORY_SIZE = 12 * 1024 * 1024
+
+# -- files, languages -------------------------------------------------------------------------------
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+MEDIA_ROOT = DATA_DIR / "attachments"
+LANGUAGE_CODE = "en"
+LANGUAGES = [("en", _("English"))]
+LOCALE_PATHS = [BASE_DIR / "locale"]
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+globals().update(env.email(env.string("EMAIL_URL") or "console:"))
+DEFAULT_FROM_EMAIL = env.string("PATCHBAY_MAIL_FROM") or f"patchbay@{_public.hostname}"
+
+# -- logs: never a text of a person, a secret or a full URL ------------------------------------------
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "DEBUG" if DEBUG else "INFO"},
+    "loggers": {
+        # httpx logs every full URL at INFO, httpcore every header at DEBUG; the database backend
+        # logs every parameter at DEBUG.
+        **{
+            name: {"level": "WARNING"}
+            for name in ("httpx", "httpcore", "django.db.backends", "markdown_it", "PIL", "asyncio")
+        },
+        "celery": {"level": "INFO"},
+        "kombu": {"level": "WARNING"},
+        "amqp": {"level": "WARNING"},
+        "django.request": {"level": "ERROR"},
+        "django.security.DisallowedHost": {"level": "ERROR"},
+    },
+}
+logging.captureWarnings(True)

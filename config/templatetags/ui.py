@@ -1,0 +1,215 @@
+"""What templates say beyond HTML: icons, form fields, components with a body, numbers, times.
+
+A builtin of the template engine (`settings.TEMPLATES`), so pages need no `{% load %}`. A component
+is a file of `templates/components/`; one without a body is included, one with a body is a block
+tag here: `{% dialog "delete-x" _("Delete?") %} … {% enddialog %}`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from django import template
+from django.forms import BoundField, CheckboxInput, RadioSelect
+from django.template.loader import render_to_string
+from django.templatetags.static import static
+from django.utils import formats, timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+register = template.Library()
+
+TONES = frozenset({"neutral", "info", "accent", "success", "warning", "danger"})
+
+# For values that carry no `tone` of their own: states of a turn, outcomes of a rung, deliveries,
+# levels of Django's messages.
+_TONE_OF = {
+    "pending": "info",
+    "running": "info",
+    "done": "success",
+    "failed": "danger",
+    "stopped": "neutral",
+    "interrupted": "warning",
+    "passed": "success",
+    "not_tested": "neutral",
+    "steering": "accent",
+    "queued": "info",
+    "debug": "neutral",
+    "info": "info",
+    "success": "success",
+    "warning": "warning",
+    "error": "danger",
+}
+_ICON_OF = {
+    "neutral": "info-circle",
+    "info": "info-circle",
+    "accent": "info-circle",
+    "success": "circle-check",
+    "warning": "alert-triangle",
+    "danger": "alert-circle",
+}
+
+
+# -- components -----------------------------------------------------------------------------------
+
+
+@register.simple_tag
+def icon(name: str, label: str = "", *, size: str = "") -> SafeString:
+    """An icon of `static/icons.svg` by its Tabler name; decoration unless it has a label."""
+    spoken = (
+        format_html('role="img" aria-label="{}"', label)
+        if label
+        else SafeString('aria-hidden="true"')
+    )
+    sized = format_html(' data-size="{}"', size) if size else ""
+    return format_html(
+        '<svg class="icon" {}{}><use href="{}#{}"/></svg>',
+        spoken,
+        sized,
+        static("icons.svg"),
+        name,
+    )
+
+
+@register.inclusion_tag("components/field.html")
+def field(bound: BoundField, *, width: str = "", **attrs: Any) -> dict[str, Any]:
+    """A form's field with label, help and errors, joined by Django's own aria attributes.
+
+    Further arguments become attributes of the widget, `_` read as `-`: `hx_get="/…"`. `width` is
+    "short" (12rem), "medium" (24rem) or "" (the whole column).
+    """
+    widget = bound.field.widget
+    kind = ""
+    if isinstance(widget, CheckboxInput):
+        kind = "checkbox"
+    elif isinstance(widget, RadioSelect):
+        kind = "radio"
+    extra = {name.replace("_", "-"): value for name, value in attrs.items()}
+    return {"field": bound, "widget": bound.as_widget(attrs=extra), "kind": kind, "width": width}
+
+
+def _component(name: str, content: str, **context: Any) -> SafeString:
+    return render_to_string(f"components/{name}.html", {"content": content, **context})
+
+
+@register.simple_block_tag
+def callout(content: str, tone: str = "info", title: str = "", *, icon: str = "") -> SafeString:
+    return _component("callout", content, tone=tone, title=title, icon=icon or _ICON_OF[tone])
+
+
+@register.simple_block_tag
+def dialog(content: str, id: str, title: str) -> SafeString:
+    return _component("dialog", content, id=id, title=title)
+
+
+@register.simple_block_tag
+def disclosure(
+    content: str, label: str, note: str = "", *, open: bool = False, boxed: bool = False
+) -> SafeString:
+    return _component("disclosure", content, label=label, note=note, open=open, boxed=boxed)
+
+
+@register.simple_block_tag
+def fieldset(content: str, legend: str, help: str = "") -> SafeString:
+    return _component("fieldset", content, legend=legend, help=help)
+
+
+@register.simple_block_tag
+def menu(
+    content: str,
+    id: str,
+    label: str,
+    *,
+    icon: str = "dots",
+    text: str = "",
+    align: str = "end",
+    variant: str = "quiet",
+    size: str = "sm",
+) -> SafeString:
+    return _component(
+        "menu",
+        content,
+        id=id,
+        label=label,
+        icon=icon,
+        text=text,
+        align=align,
+        variant=variant,
+        size=size,
+    )
+
+
+@register.simple_block_tag
+def table(content: str, caption: str, *, stack: bool = False) -> SafeString:
+    return _component("table", content, caption=caption, stack=stack)
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+@register.filter
+def tone(value: Any) -> str:
+    """The tone of a choice (its own `tone`), a state, an outcome or a message level."""
+    own = getattr(value, "tone", None)
+    return own if own in TONES else _TONE_OF.get(str(value), "neutral")
+
+
+@register.filter
+def tone_icon(value: Any) -> str:
+    """The icon that goes with `value|tone`."""
+    return _ICON_OF[value if value in TONES else tone(value)]
+
+
+@register.filter
+def compact(value: float | None) -> str:
+    """A count in few characters: 950, 1.2K, 128K, 1M. Tokens and windows."""
+    if value is None:
+        return "–"
+    for size, suffix in ((1_000_000, "M"), (1_000, "K")):
+        if value >= size:
+            short = value / size
+            text = f"{short:.0f}" if short >= 100 or short == int(short) else f"{short:.1f}"
+            return text.removesuffix(".0") + suffix
+    return str(int(value))
+
+
+@register.filter
+def ms(value: float | None) -> str:
+    """Milliseconds for a person: "87 ms", "1.2 s", "3 min"."""
+    if value is None:
+        return "–"
+    if value < 1000:
+        return _("%(n)d ms") % {"n": value}
+    if value < 60_000:
+        return _("%(n)s s") % {"n": formats.number_format(value / 1000, 1)}
+    return _("%(n)d min") % {"n": value / 60_000}
+
+
+@register.filter
+def ago(value: datetime | None) -> str:
+    """A `<time>` that reads "5 min ago" and tells the exact time on hover; "never" for None."""
+    if value is None:
+        return _("never")
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>',
+        value.isoformat(timespec="seconds"),
+        formats.date_format(timezone.localtime(value), "DATETIME_FORMAT"),
+        _age(value, timezone.now()),
+    )
+
+
+def _age(value: datetime, now: datetime) -> str:
+    age = now - value
+    if age < timedelta(minutes=1):
+        return _("just now")
+    if age < timedelta(hours=1):
+        return _("%(n)d min ago") % {"n": age // timedelta(minutes=1)}
+    if age < timedelta(days=1):
+        return _("%(n)d h ago") % {"n": age // timedelta(hours=1)}
+    if age < timedelta(days=30):
+        n = age.days
+        return ngettext("%(n)d day ago", "%(n)d days ago", n) % {"n": n}
+    return formats.date_format(timezone.localtime(value), "SHORT_DATE_FORMAT")

@@ -1,0 +1,30 @@
+from allauth.account import views as account_views
+from django.contrib import admin
+from django.urls import include, path, re_path
+
+from config import views
+
+handler400 = "config.views.bad_request"
+handler403 = "config.views.forbidden"
+handler404 = "config.views.not_found"
+handler500 = "config.views.server_error"
+
+urlpatterns = [
+    path("", include("workspaces.urls")),
+    path("accounts/login/", account_views.login, name="account_login"),
+    path("accounts/logout/", account_views.logout, name="account_logout"),
+    path("accounts/signup/", account_views.signup, name="account_signup"),
+    path(
+        "accounts/password/change/",
+        account_views.password_change,
+        name="account_change_password",
+    ),
+    path("accounts/inactive/", account_views.account_inactive, name="account_inactive"),
+    path("connections/", include("connections.urls")),
+    path("w/<str:workspace>/settings/ai/", include("connections.workspace_urls")),
+    path("w/<str:workspace>/", include("sessions.urls")),
+    path("admin/", admin.site.urls),
+    path("patterns/", views.patterns, name="patterns"),
+    re_path(r"^healthz/?$", views.healthz, name="healthz"),
+    re_path(r"^readyz/?$", views.readyz, name="readyz"),
+]

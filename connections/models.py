@@ -1,0 +1,339 @@
+"""A team's named provider configurations, their secrets, their health, and who may use them."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.db import models as orm
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from connections.choices import (
+    AccessMode,
+    AuthHeader,
+    AuthType,
+    MaxTokensField,
+    MidStream,
+    ProviderType,
+    Status,
+    Wire,
+)
+from workspaces.fields import SealedField
+from workspaces.models import Workspace
+from workspaces.slugs import SLUG_LENGTH, validate_slug
+from workspaces.vault import VaultError
+
+DEFAULT_CONTEXT_WINDOW = 128_000
+
+
+class ConnectionQuerySet(orm.QuerySet["Connection"]):
+    def living(self) -> ConnectionQuerySet:
+        """Without tombstones, in the order of "the list"."""
+        return self.filter(deleted_at=None).order_by("position", "created_at", "id")
+
+    def visible_to(self, workspace: Workspace) -> ConnectionQuerySet:
+        """What a workspace has access to: every connection open to all, and those chosen for it."""
+        return self.living().filter(
+            orm.Q(access=AccessMode.ALL)
+            | orm.Exists(
+                WorkspaceConnection.objects.filter(
+                    connection=orm.OuterRef("pk"), workspace=workspace
+                )
+            )
+        )
+
+    def with_secrets(self) -> ConnectionQuerySet:
+        """One query more; `Connection.status` then costs none."""
+        return self.prefetch_related("secrets")
+
+
+class Connection(orm.Model):
+    """A named provider configuration: provider type, auth type, endpoint, models, behaviour.
+
+    A deleted one stays as a tombstone (`deleted_at`), so that its sessions stay readable and its
+    slug isn't given away under them. `secrets` are rows of their own, one a purpose.
+    """
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    slug = orm.CharField(_("slug"), max_length=SLUG_LENGTH, unique=True, validators=[validate_slug])
+    name = orm.CharField(_("name"), max_length=100)
+    provider_type = orm.CharField(_("provider"), max_length=20, choices=ProviderType)
+    auth_type = orm.CharField(_("authentication"), max_length=24, choices=AuthType)
+    base_url = orm.CharField(_("base URL"), max_length=2000, blank=True)
+    models = orm.JSONField(_("models"), default=list, blank=True)
+    default_model = orm.CharField(_("default model"), max_length=200, blank=True)
+    custom_endpoint_api = orm.CharField(
+        _("wire format"), max_length=24, choices=Wire, blank=True, default=""
+    )
+    supports_images = orm.BooleanField(_("takes images"), null=True, blank=True)
+    mid_stream_behavior = orm.CharField(
+        _("messages sent mid-stream"), max_length=8, choices=MidStream, blank=True, default=""
+    )
+    codex_path = orm.CharField(_("Codex binary"), max_length=1000, blank=True)
+    aws_region = orm.CharField(_("AWS region"), max_length=40, blank=True)
+    gcp_project_id = orm.CharField(_("Google project"), max_length=60, blank=True)
+    gcp_region = orm.CharField(_("Google region"), max_length=40, blank=True)
+    auth_header = orm.CharField(
+        _("key is sent as"), max_length=12, choices=AuthHeader, blank=True, default=""
+    )
+    max_tokens_field = orm.CharField(
+        _("output limit is sent as"), max_length=24, choices=MaxTokensField, blank=True, default=""
+    )
+
+    position = orm.PositiveIntegerField(_("position"), default=0, db_index=True)
+    enabled = orm.BooleanField(_("enabled"), default=True)
+    paused_message = orm.CharField(_("message while paused"), max_length=300, blank=True)
+    is_default = orm.BooleanField(_("global default"), default=False)
+    access = orm.CharField(_("access"), max_length=8, choices=AccessMode, default=AccessMode.ALL)
+    note = orm.TextField(_("note"), max_length=2000, blank=True)
+
+    # Kept for export: fields of an imported file that mean nothing here, and the texts that were
+    # normalised on import (`baseUrl`, `providerType`, `authType`, …), until the field is edited.
+    unknown_fields = orm.JSONField(default=dict, blank=True, editable=False)
+    imported_as = orm.JSONField(default=dict, blank=True, editable=False)
+
+    created_by = orm.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        orm.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("created by"),
+    )
+    created_at = orm.DateTimeField(_("created"), default=timezone.now)
+    last_used_at = orm.DateTimeField(_("last used"), null=True, blank=True)
+    deleted_at = orm.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
+    # What deleting cleared (default, position, workspace rows; never the secret), for undo.
+    cleared = orm.JSONField(default=dict, blank=True, editable=False)
+
+    # Health. `revision` counts the edits that matter: the result of a probe that began before one
+    # isn't taken. A running probe holds `checking_until`, so that "Checking…" always ends.
+    revision = orm.PositiveIntegerField(default=0, editable=False)
+    health = orm.CharField(
+        max_length=10,
+        choices=[(s.value, s.label) for s in (Status.UNCHECKED, Status.VALID, Status.FAILED)],
+        default=Status.UNCHECKED,
+        editable=False,
+    )
+    health_at = orm.DateTimeField(null=True, blank=True, editable=False)
+    health_error = orm.CharField(max_length=24, blank=True, default="", editable=False)
+    checking_until = orm.DateTimeField(null=True, blank=True, editable=False)
+    next_check_at = orm.DateTimeField(null=True, blank=True, editable=False, db_index=True)
+
+    objects: ClassVar[ConnectionQuerySet] = ConnectionQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("connection")
+        verbose_name_plural = _("connections")
+        ordering = ["position", "created_at", "id"]
+        constraints = [
+            orm.UniqueConstraint(
+                fields=["is_default"],
+                condition=orm.Q(is_default=True),
+                name="one_global_default",
+            ),
+            orm.CheckConstraint(
+                condition=orm.Q(deleted_at=None) | orm.Q(is_default=False),
+                name="no_deleted_default",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("connections:detail", args=[self.slug])
+
+    # -- what it is ------------------------------------------------------------------------------
+
+    @property
+    def wire(self) -> str:
+        """The wire format of a custom endpoint; "" for a provider's own type."""
+        if self.provider_type == ProviderType.ANTHROPIC_COMPAT:
+            return self.custom_endpoint_api or Wire.ANTHROPIC_MESSAGES
+        if self.provider_type == ProviderType.OPENAI_COMPAT:
+            return self.custom_endpoint_api or Wire.OPENAI_COMPLETIONS
+        return ""
+
+    @property
+    def mid_stream(self) -> MidStream:
+        """What happens to a message sent mid-stream: the setting, else the provider's default."""
+        if self.mid_stream_behavior:
+            return MidStream(self.mid_stream_behavior)
+        if self.provider_type == ProviderType.ANTHROPIC:
+            return MidStream.QUEUE
+        return MidStream.STEER
+
+    @property
+    def origin(self) -> str:
+        """scheme://host:port of the base URL, "" without one."""
+        if not self.base_url:
+            return ""
+        parts = urlsplit(self.base_url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return f"{parts.scheme}://{parts.hostname}:{port}"
+
+    @property
+    def binding(self) -> str:
+        """What a secret entered now is bound to. Without a base URL it is the provider's own
+        domains: a region may change there, a host can't."""
+        return f"{self.provider_type} {self.auth_type} {self.origin or 'own'}"
+
+    @property
+    def is_loopback(self) -> bool:
+        host = urlsplit(self.base_url).hostname or ""
+        return host in {"localhost", "::1"} or host.startswith("127.")
+
+    @property
+    def needs_secret(self) -> bool:
+        """Whether a call can't go out without a stored secret."""
+        if self.auth_type in (AuthType.NONE, AuthType.ENVIRONMENT):
+            return False
+        return not (self.auth_type == AuthType.API_KEY_WITH_ENDPOINT and self.is_loopback)
+
+    def secret_for(self, purpose: str) -> Secret | None:
+        """The stored secret of a purpose; no query when `secrets` is prefetched."""
+        return next((s for s in self.secrets.all() if s.purpose == purpose), None)
+
+    @property
+    def status(self) -> Status:
+        """What people see. No query when `secrets` is prefetched; opens each secret (about 20 µs),
+        since a flipped bit or a swapped row shows in no other way."""
+        if not self.enabled:
+            return Status.DISABLED
+        stored = list(self.secrets.all())
+        if any(not secret.readable for secret in stored):
+            return Status.SEALED
+        auth = next((s for s in stored if s.purpose == Secret.Purpose.AUTH), None)
+        if self.needs_secret and (auth is None or auth.binding != self.binding):
+            return Status.INCOMPLETE
+        if self.checking_until and self.checking_until > timezone.now():
+            return Status.CHECKING
+        return Status(self.health)
+
+    # -- models ----------------------------------------------------------------------------------
+
+    @property
+    def model_ids(self) -> list[str]:
+        return [entry if isinstance(entry, str) else entry["id"] for entry in self.models]
+
+    def model_entry(self, model: str) -> dict[str, Any]:
+        """The list's entry for a model as a dictionary, {} when it says nothing."""
+        for entry in self.models:
+            if isinstance(entry, dict) and entry.get("id") == model:
+                return entry
+        return {}
+
+
+class Secret(orm.Model):
+    """What authenticates a connection: sealed, write-only, bound to what it was entered for.
+
+    The sealed value is UTF-8 JSON, an object of texts: the fields of `choices.SECRET_FIELDS` for
+    the purpose `auth`, header names and values for `headers`. `hints` has the last four characters
+    of each long enough value.
+    """
+
+    class Purpose(orm.TextChoices):
+        AUTH = "auth", _("Authentication")
+        HEADERS = "headers", _("Extra headers")
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="secrets")
+    purpose = orm.CharField(max_length=10, choices=Purpose, default=Purpose.AUTH)
+    binding = orm.CharField(_("entered for"), max_length=2100)
+    value = SealedField(bound_to="binding")
+    hints = orm.JSONField(default=dict, blank=True)
+    created_at = orm.DateTimeField(default=timezone.now)
+    created_by = orm.ForeignKey(
+        settings.AUTH_USER_MODEL, orm.SET_NULL, null=True, blank=True, related_name="+"
+    )
+
+    class Meta:
+        verbose_name = _("secret")
+        verbose_name_plural = _("secrets")
+        constraints = [
+            orm.UniqueConstraint(fields=["connection", "purpose"], name="one_secret_a_purpose"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_purpose_display()}"
+
+    @property
+    def readable(self) -> bool:
+        """Whether it really opens: a flipped bit or a swapped row shows in no other way."""
+        try:
+            self.value.open()
+        except VaultError:
+            return False
+        return True
+
+
+class WorkspaceConnection(orm.Model):
+    """A workspace's access to a connection: chosen for it, its default, or fewer models of it."""
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    workspace = orm.ForeignKey(Workspace, orm.CASCADE, related_name="connection_rows")
+    connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="workspace_rows")
+    allowed_models = orm.JSONField(_("allowed models"), null=True, blank=True, default=None)
+    is_default = orm.BooleanField(_("default of the workspace"), default=False)
+
+    class Meta:
+        verbose_name = _("workspace's access")
+        verbose_name_plural = _("workspaces' access")
+        constraints = [
+            orm.UniqueConstraint(
+                fields=["workspace", "connection"], name="one_row_a_workspace_and_connection"
+            ),
+            orm.UniqueConstraint(
+                fields=["workspace"],
+                condition=orm.Q(is_default=True),
+                name="one_default_a_workspace",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.workspace_id} {self.connection_id}"
+
+
+class ProbeResult(orm.Model):
+    """One validation of a connection: the rungs it climbed, and what stopped it.
+
+    `rungs` is a list of {rung, outcome, ms, kind, detail}: `kind` an `ErrorKind` or one of
+    `connections.sentences`, `detail` the provider's own scrubbed words, for admins.
+    """
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="probes")
+    started_at = orm.DateTimeField(default=timezone.now)
+    finished_at = orm.DateTimeField(null=True, blank=True)
+    trigger = orm.CharField(max_length=10, default="button")
+    requested_by = orm.ForeignKey(
+        settings.AUTH_USER_MODEL, orm.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    revision = orm.PositiveIntegerField(default=0)
+    passed = orm.BooleanField(null=True, blank=True)
+    error_kind = orm.CharField(max_length=24, blank=True, default="")
+    latency_ms = orm.PositiveIntegerField(null=True, blank=True)
+    rungs = orm.JSONField(default=list)
+
+    class Meta:
+        verbose_name = _("probe")
+        verbose_name_plural = _("probes")
+        ordering = ["-started_at"]
+        indexes = [orm.Index(fields=["connection", "-started_at"], name="probe_by_connection")]
+
+    def __str__(self) -> str:
+        return f"{self.connection_id} {self.started_at:%Y-%m-%d %H:%M}"
+
+
+__all__ = [
+    "DEFAULT_CONTEXT_WINDOW",
+    "Connection",
+    "ProbeResult",
+    "Secret",
+    "WorkspaceConnection",
+]

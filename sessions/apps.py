@@ -1,0 +1,9 @@
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class SessionsConfig(AppConfig):
+    name = "sessions"
+    # Django's own django.contrib.sessions has the label "sessions".
+    label = "agent_sessions"
+    verbose_name = _("Agent sessions")

@@ -1,0 +1,256 @@
+"""Conversations: sessions, their messages, and the turns that answer them.
+
+The database is the queue of record. Order of a transcript: turn number, step, the assistant's
+message of a step before the messages steered in after it, then the order of sending.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models.functions import Now
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from connections.models import Connection
+from workspaces.models import Workspace
+
+
+class ChatSession(models.Model):
+    """A conversation in a workspace, locked to one connection at its first message.
+
+    Locked means `locked_at`, never "a connection is set": before the first message `connection` is
+    a mere choice. `version` counts every change that a page shows; an open page that misses one
+    asks for the transcript again.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    workspace = models.ForeignKey(Workspace, models.CASCADE, related_name="chats")
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.PROTECT,
+        related_name="chats",
+        verbose_name=_("owner"),
+    )
+    title = models.CharField(_("title"), max_length=200, blank=True)
+    title_is_final = models.BooleanField(default=False, editable=False)
+    shared = models.BooleanField(_("shared with the workspace"), default=False)
+    connection = models.ForeignKey(
+        Connection,
+        models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="chats",
+        verbose_name=_("connection"),
+    )
+    locked_at = models.DateTimeField(_("locked"), null=True, blank=True)
+    model = models.CharField(_("model"), max_length=200, blank=True)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    updated_at = models.DateTimeField(_("last message"), default=timezone.now, db_index=True)
+    version = models.PositiveIntegerField(default=0, editable=False)
+    # The queue: why it stands still ("" when it goes on), when it goes on by itself, and how many
+    # turns failed in a row.
+    queue_paused = models.CharField(max_length=24, blank=True, default="", editable=False)
+    queue_not_before = models.DateTimeField(null=True, blank=True, editable=False)
+    failures = models.PositiveSmallIntegerField(default=0, editable=False)
+
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+        ordering = ["-updated_at", "id"]
+        indexes = [
+            models.Index(fields=["workspace", "-updated_at"], name="chat_by_workspace"),
+        ]
+
+    def __str__(self) -> str:
+        return self.title or str(self.id)
+
+    def get_absolute_url(self) -> str:
+        return reverse("sessions:detail", args=[self.workspace.slug, self.id])
+
+    @property
+    def is_locked(self) -> bool:
+        return self.locked_at is not None
+
+
+class Turn(models.Model):
+    """One run of the agent in answer to one user message; made of steps.
+
+    A worker holds it by `lease_token` until `lease_until`; every write of a worker names the token,
+    so that one that lost the lease can't write. `request_sent` is set before the first byte of a
+    step leaves for the provider: from then on losing the lease means `interrupted`, never a second
+    call.
+    """
+
+    class State(models.TextChoices):
+        PENDING = "pending", _("Waiting for a worker")
+        RUNNING = "running", _("Running")
+        DONE = "done", _("Done")
+        FAILED = "failed", _("Failed")
+        STOPPED = "stopped", _("Stopped")
+        INTERRUPTED = "interrupted", _("Interrupted")
+
+    ACTIVE: ClassVar[tuple[str, ...]] = (State.PENDING, State.RUNNING)
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    chat = models.ForeignKey(ChatSession, models.CASCADE, related_name="turns")
+    number = models.PositiveIntegerField()
+    state = models.CharField(_("state"), max_length=12, choices=State, default=State.PENDING)
+    model = models.CharField(_("model"), max_length=200, blank=True)
+    started_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    created_at = models.DateTimeField(default=timezone.now)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    lease_token = models.UUIDField(null=True, blank=True, editable=False)
+    lease_until = models.DateTimeField(null=True, blank=True, editable=False)
+    claims = models.PositiveSmallIntegerField(default=0, editable=False)
+    request_sent = models.BooleanField(default=False, editable=False)
+    stop_requested_at = models.DateTimeField(null=True, blank=True, editable=False)
+    stop_queued = models.CharField(max_length=8, blank=True, default="", editable=False)
+
+    step = models.PositiveSmallIntegerField(default=0)
+    notice = models.CharField(max_length=40, blank=True, default="", editable=False)
+    error_kind = models.CharField(_("error"), max_length=24, blank=True, default="")
+    error_detail = models.CharField(_("provider's words"), max_length=600, blank=True, default="")
+    retry_after = models.FloatField(null=True, blank=True, editable=False)
+    left_out_before = models.PositiveIntegerField(default=0, editable=False)
+
+    input_tokens = models.PositiveIntegerField(default=0)
+    output_tokens = models.PositiveIntegerField(default=0)
+    cache_read_tokens = models.PositiveIntegerField(default=0)
+    cache_write_tokens = models.PositiveIntegerField(default=0)
+    context_tokens = models.PositiveIntegerField(default=0)
+    cost = models.DecimalField(max_digits=12, decimal_places=6, null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("turn")
+        verbose_name_plural = _("turns")
+        ordering = ["chat", "number"]
+        constraints = [
+            models.UniqueConstraint(fields=["chat", "number"], name="turn_number_once"),
+            models.UniqueConstraint(
+                fields=["chat"],
+                condition=models.Q(state__in=["pending", "running"]),
+                name="one_active_turn_a_session",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["state", "lease_until"],
+                condition=models.Q(state__in=["pending", "running"]),
+                name="active_turns",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.chat_id} {self.number}"
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in self.ACTIVE
+
+
+class Message(models.Model):
+    """One message. A user's is bound to a turn when its time comes; an assistant's is one step.
+
+    `parts` is the neutral JSON of `connections.providers.base`; the results of a step's tool calls
+    stand after the calls in the same message. `text` is what people read and search.
+    """
+
+    class Role(models.TextChoices):
+        USER = "user", _("User")
+        ASSISTANT = "assistant", _("Assistant")
+
+    class Delivery(models.TextChoices):
+        SENT = "sent", _("Sent")
+        STEERING = "steering", _("Steering")
+        QUEUED = "queued", _("Queued")
+        DELIVERED = "delivered", _("Delivered")
+        CANCELLED = "cancelled", _("Cancelled")
+
+    WAITING: ClassVar[tuple[str, ...]] = (Delivery.STEERING, Delivery.QUEUED)
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    chat = models.ForeignKey(ChatSession, models.CASCADE, related_name="messages")
+    seq = models.PositiveIntegerField()
+    role = models.CharField(max_length=10, choices=Role)
+    author = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    client_key = models.CharField(max_length=64, null=True, blank=True, default=None)
+    text = models.TextField(blank=True)
+    parts = models.JSONField(default=list)
+    delivery = models.CharField(max_length=10, choices=Delivery, default=Delivery.SENT)
+    # Queued messages are replayed in the order of `place` (the order of sending until reordered).
+    place = models.PositiveIntegerField(default=0)
+    turn = models.ForeignKey(Turn, models.CASCADE, null=True, blank=True, related_name="messages")
+    step = models.PositiveSmallIntegerField(default=0)
+    is_complete = models.BooleanField(default=True)
+    # The event of the stream up to which this row holds the text; a page goes on from there.
+    cursor = models.CharField(max_length=40, blank=True, default="", editable=False)
+    created_at = models.DateTimeField(default=timezone.now, db_default=Now())
+
+    class Meta:
+        verbose_name = _("message")
+        verbose_name_plural = _("messages")
+        ordering = ["chat", "seq"]
+        constraints = [
+            models.UniqueConstraint(fields=["chat", "seq"], name="message_seq_once"),
+            models.UniqueConstraint(
+                fields=["chat", "client_key"],
+                condition=models.Q(client_key__isnull=False),
+                name="message_client_key_once",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["chat", "place"],
+                condition=models.Q(delivery__in=["steering", "queued"]),
+                name="waiting_messages",
+            ),
+            models.Index(fields=["turn", "step"], name="message_by_turn"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.seq}"
+
+
+def attachment_path(attachment: Attachment, filename: str) -> str:
+    """A generated name: nothing of the person's file name reaches the disk."""
+    return f"{attachment.id.hex[:2]}/{attachment.id}{attachment.SUFFIX[attachment.media_type]}"
+
+
+class Attachment(models.Model):
+    """An image sent with a message, decoded and checked when it came in."""
+
+    SUFFIX: ClassVar[dict[str, str]] = {
+        "image/png": ".png",
+        "image/jpeg": ".jpg",
+        "image/webp": ".webp",
+        "image/gif": ".gif",
+    }
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    message = models.ForeignKey(Message, models.CASCADE, related_name="attachments")
+    position = models.PositiveSmallIntegerField(default=0)
+    media_type = models.CharField(max_length=20)
+    name = models.CharField(_("name"), max_length=120, blank=True)
+    width = models.PositiveIntegerField()
+    height = models.PositiveIntegerField()
+    size = models.PositiveIntegerField()
+    file = models.FileField(upload_to=attachment_path)
+
+    class Meta:
+        verbose_name = _("attachment")
+        verbose_name_plural = _("attachments")
+        ordering = ["position", "id"]
+
+    def __str__(self) -> str:
+        return self.name

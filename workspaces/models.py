@@ -1,0 +1,185 @@
+"""People, their workspaces, and the record of what they did."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, ClassVar
+
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.contrib.auth.models import PermissionsMixin
+from django.db import models
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from workspaces.slugs import SLUG_LENGTH, validate_slug
+from workspaces.vault_models import VaultKey
+
+__all__ = ["AuditEvent", "Installation", "Membership", "Role", "User", "VaultKey", "Workspace"]
+
+
+class UserManager(BaseUserManager["User"]):
+    def create_user(self, email: str, password: str | None = None, **fields: Any) -> User:
+        user = self.model(email=self.normalize_email(email), **fields)
+        user.set_password(password)
+        user.save(using=self._db)
+        return user
+
+    def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> User:
+        return self.create_user(email, password, **{**fields, "is_superuser": True})
+
+    @classmethod
+    def normalize_email(cls, email: str | None) -> str:
+        """Addresses are compared without case: the one unique index then says who is who."""
+        return (email or "").strip().lower()
+
+    def get_by_natural_key(self, username: str | None) -> User:
+        return self.get(email=self.normalize_email(username))
+
+
+class User(AbstractBaseUser, PermissionsMixin):
+    """A person. `is_superuser` is the instance admin: connections, people, everything."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    email = models.EmailField(_("e-mail address"), unique=True)
+    name = models.CharField(_("name"), max_length=150, blank=True)
+    is_active = models.BooleanField(
+        _("active"), default=True, help_text=_("Switch off to end every access of this person.")
+    )
+    date_joined = models.DateTimeField(_("joined"), default=timezone.now, editable=False)
+
+    objects: ClassVar[UserManager] = UserManager()
+
+    USERNAME_FIELD = "email"
+    EMAIL_FIELD = "email"
+    REQUIRED_FIELDS: ClassVar[list[str]] = []
+
+    class Meta:
+        verbose_name = _("person")
+        verbose_name_plural = _("people")
+        ordering = ["email"]
+
+    def __str__(self) -> str:
+        return self.email
+
+    def clean(self) -> None:
+        super().clean()
+        self.email = UserManager.normalize_email(self.email)
+
+    @property
+    def is_staff(self) -> bool:
+        """What the admin site asks: instance admins, and nobody else."""
+        return self.is_superuser
+
+    @property
+    def is_instance_admin(self) -> bool:
+        return self.is_active and self.is_superuser
+
+    @property
+    def label(self) -> str:
+        return self.name or self.email
+
+
+class Workspace(models.Model):
+    """A group of members with its own default connection, access and sessions."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    name = models.CharField(_("name"), max_length=100)
+    slug = models.CharField(
+        _("slug"),
+        max_length=SLUG_LENGTH,
+        unique=True,
+        validators=[validate_slug],
+        help_text=_("Part of the address; never changes."),
+    )
+    instructions = models.TextField(
+        _("instructions"),
+        blank=True,
+        max_length=20_000,
+        help_text=_("A system prompt for every session of this workspace."),
+    )
+    created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+    members = models.ManyToManyField(User, through="Membership", related_name="workspaces")
+
+    class Meta:
+        verbose_name = _("workspace")
+        verbose_name_plural = _("workspaces")
+        ordering = ["name", "slug"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("sessions:list", args=[self.slug])
+
+
+class Role(models.TextChoices):
+    ADMIN = "admin", _("Admin")
+    MEMBER = "member", _("Member")
+    VIEWER = "viewer", _("Viewer")
+
+
+class Membership(models.Model):
+    """A person's role in a workspace: admin (its settings), member (sessions), viewer (reads)."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    workspace = models.ForeignKey(Workspace, models.CASCADE, related_name="memberships")
+    user = models.ForeignKey(User, models.CASCADE, related_name="memberships")
+    role = models.CharField(_("role"), max_length=10, choices=Role, default=Role.MEMBER)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        verbose_name = _("member")
+        verbose_name_plural = _("members")
+        constraints = [
+            models.UniqueConstraint(fields=["workspace", "user"], name="one_membership_a_person"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.role}"
+
+
+class Installation(models.Model):
+    """The singleton row that the first-run page writes: its primary key lets one attempt win."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    set_up_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        verbose_name = _("installation")
+        verbose_name_plural = _("installation")
+        constraints = [
+            models.CheckConstraint(condition=models.Q(id=1), name="one_installation"),
+        ]
+
+    def __str__(self) -> str:
+        return "1"
+
+
+class AuditEvent(models.Model):
+    """Who did what to what, written in the transaction of the change (`workspaces.audit.record`).
+
+    The target is named by type, id and label, without a foreign key: it may be gone. `details`
+    never holds a secret.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    at = models.DateTimeField(_("time"), default=timezone.now, editable=False, db_index=True)
+    actor = models.ForeignKey(
+        User, models.SET_NULL, null=True, blank=True, related_name="+", verbose_name=_("who")
+    )
+    actor_label = models.CharField(_("who"), max_length=254)
+    action = models.CharField(_("action"), max_length=60, db_index=True)
+    target_type = models.CharField(_("kind"), max_length=40)
+    target_id = models.CharField(max_length=64)
+    target_label = models.CharField(_("target"), max_length=254)
+    workspace_id = models.UUIDField(null=True, blank=True, db_index=True)
+    details = models.JSONField(_("details"), default=dict)
+
+    class Meta:
+        verbose_name = _("audit event")
+        verbose_name_plural = _("audit events")
+        ordering = ["-at", "id"]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.target_label}"

@@ -1,0 +1,113 @@
+"""The first run: one token, one first admin, one first workspace."""
+
+from __future__ import annotations
+
+import hmac
+
+from django import forms
+from django.conf import settings
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.utils.translation import gettext_lazy as _
+
+from config import env
+from workspaces import audit
+from workspaces.models import Installation, Membership, Role, User, UserManager, Workspace
+from workspaces.slugs import make_slug
+
+
+class AlreadySetUp(Exception):
+    """Somebody was first."""
+
+
+def is_set_up() -> bool:
+    return Installation.objects.exists() or User.objects.exists()
+
+
+def _token() -> str:
+    return settings.SETUP_TOKEN or env.made_secret(
+        "PATCHBAY_SETUP_TOKEN", settings.KEYS_DIR / "setup.token"
+    )
+
+
+def first_run_token() -> str | None:
+    """What the console prints; None once the installation is set up."""
+    return None if is_set_up() else _token()
+
+
+class SetupForm(forms.Form):
+    token = forms.CharField(
+        label=_("First-run token"),
+        max_length=200,
+        help_text=_("Printed in the console where Patchbay was started."),
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+    email = forms.EmailField(
+        label=_("Your e-mail address"), widget=forms.EmailInput(attrs={"autocomplete": "username"})
+    )
+    password = forms.CharField(
+        label=_("Password"),
+        max_length=200,
+        strip=False,
+        help_text=_("At least 10 characters."),
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+    )
+    workspace = forms.CharField(
+        label=_("Name of the first workspace"),
+        max_length=100,
+        help_text=_("A team or a project, for example “Support”. You can add more later."),
+    )
+
+    def clean_token(self) -> str:
+        token = self.cleaned_data["token"].strip()
+        if not hmac.compare_digest(token.encode(), _token().encode()):
+            raise ValidationError(
+                _("This isn't the token. Copy the line “First-run token” from the console.")
+            )
+        return token
+
+    def clean_email(self) -> str:
+        return UserManager.normalize_email(self.cleaned_data["email"])
+
+    def clean(self) -> dict[str, object]:
+        data = super().clean() or {}
+        if password := data.get("password"):
+            try:
+                validate_password(password, User(email=data.get("email", "")))
+            except ValidationError as error:
+                self.add_error("password", error)
+        return data
+
+
+@transaction.atomic
+def set_up(*, email: str, password: str, workspace: str) -> tuple[User, Workspace]:
+    """Makes the first admin and the first workspace, or raises `AlreadySetUp`.
+
+    The singleton row is written first, in the same transaction: its primary key lets exactly one
+    of many attempts win.
+    """
+    try:
+        with transaction.atomic():
+            Installation.objects.create(id=1)
+    except IntegrityError:
+        raise AlreadySetUp from None
+    if User.objects.exists():
+        raise AlreadySetUp
+    user = User.objects.create_superuser(email, password)
+    space = create_workspace(user, workspace)
+    (settings.KEYS_DIR / "setup.token").unlink(missing_ok=True)
+    return user, space
+
+
+def create_workspace(actor: User, name: str) -> Workspace:
+    """A workspace with its maker as admin. Call inside `atomic()`."""
+    slug = make_slug(
+        name,
+        taken=lambda text: Workspace.objects.filter(slug=text).exists(),
+        fallback="workspace",
+    )
+    space = Workspace.objects.create(name=name.strip(), slug=slug)
+    Membership.objects.create(workspace=space, user=actor, role=Role.ADMIN)
+    audit.record(actor, "workspace.create", space, workspace_id=space.id)
+    return space
