@@ -5,7 +5,7 @@ import tempfile
 
 os.environ.setdefault("PATCHBAY_DATA_DIR", tempfile.mkdtemp(prefix="patchbay-test-"))
 os.environ.setdefault("SECRET_KEY", "test-only-" + "k" * 50)
-os.environ.setdefault("PATCHBAY_SECRET_KEYS", "dGVzdC1vbmx5LWtleS10ZXN0LW9ubHkta2V5LTAwMDE")
+os.environ.setdefault("PATCHBAY_SECRET_KEYS", "OBb4uf-HaK38PvijYXtXumLWbQsmG1uz5XtPcKp3PkM")
 
 from config.settings import *  # noqa: E402, F403
 

@@ -86,7 +86,7 @@ def start_check() -> KeyReport:
         vault.make_key_file()
         report = key_report()
     keys = {key for key in report.in_use if key}
-    if report.in_use and not _proven(keys & set(report.at_hand)):
+    if keys and not _proven(keys & set(report.at_hand)):
         line = (
             f"The database is sealed with {_list(keys)}, and this server has "
             f"{_list(report.at_hand)}: put the key back into PATCHBAY_SECRET_KEYS or "
