@@ -144,7 +144,7 @@ def test_only_marked_plaintext_can_be_assigned(keys, value):
 def test_plaintext_never_reaches_a_query(safes, keys):
     safe = make(safes)
     before = raw(safe)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError), transaction.atomic():
         safes.update(secret=Plain(CANARY))
     with pytest.raises(TypeError):
         safes.filter(secret=CANARY.encode()).exists()
