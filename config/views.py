@@ -13,6 +13,8 @@ from django.views.decorators.http import require_safe
 from redis import Redis
 from redis.exceptions import RedisError
 
+from config import patterns as patterns_data
+
 logger = logging.getLogger(__name__)
 
 
@@ -21,7 +23,8 @@ def patterns(request: HttpRequest) -> HttpResponse:
     """Every component in every tone, for those who work on the pages."""
     if not request.user.is_staff:
         raise Http404
-    return render(request, "patterns.html")
+    sides = [patterns_data.samples("light"), patterns_data.samples("dark")]
+    return render(request, "patterns.html", {"sides": sides})
 
 
 @login_not_required

@@ -1,0 +1,109 @@
+// What the platform doesn't do by itself. Every listener stands on the document, so that
+// swapped-in fragments need no set-up.
+
+// -- copy: data-copy="text" or data-copy-from="id of an element" ---------------------------------
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy], [data-copy-from]");
+  if (!button) return;
+  const source = button.dataset.copyFrom;
+  const text = source === undefined ? button.dataset.copy : (document.getElementById(source)?.textContent ?? "");
+  await writeClipboard(text);
+  button.dataset.copied = "";
+  setTimeout(() => delete button.dataset.copied, 2000);
+});
+
+async function writeClipboard(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  // Plain http on another host than this one: browsers offer only the old way there.
+  const area = Object.assign(document.createElement("textarea"), { value: text });
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+
+// -- dialogs: command="show-modal" commandfor="id", for browsers that don't know them ------------
+if (!("command" in HTMLButtonElement.prototype)) {
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[commandfor]");
+    const dialog = button && document.getElementById(button.getAttribute("commandfor"));
+    if (!dialog) return;
+    if (button.getAttribute("command") === "show-modal") dialog.showModal();
+    else dialog.close();
+  });
+}
+
+// -- toasts: go after eight seconds, not while pointed at or focused; errors stay -----------------
+const TOAST_MS = 8000;
+
+function startToast(toast) {
+  if (toast.dataset.tone === "danger" || toast.dataset.timed !== undefined) return;
+  toast.dataset.timed = "";
+  let timer;
+  const start = () => (timer = setTimeout(() => toast.remove(), TOAST_MS));
+  const stop = () => clearTimeout(timer);
+  toast.addEventListener("pointerenter", stop);
+  toast.addEventListener("pointerleave", start);
+  toast.addEventListener("focusin", stop);
+  toast.addEventListener("focusout", start);
+  start();
+}
+
+const toasts = document.getElementById("toasts");
+if (toasts) {
+  for (const toast of toasts.children) startToast(toast);
+  new MutationObserver((records) => {
+    for (const { addedNodes } of records)
+      for (const node of addedNodes) if (node.nodeType === Node.ELEMENT_NODE) startToast(node);
+  }).observe(toasts, { childList: true });
+}
+
+document.addEventListener("click", (event) => {
+  event.target.closest("[data-dismiss]")?.closest(".toast")?.remove();
+});
+
+// -- forms: one press, one request ----------------------------------------------------------------
+// htmx's own forms are left to htmx (hx-disabled-elt, hx-sync).
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (event.defaultPrevented || form.method !== "post" || form.matches("[hx-post], [hx-put], [hx-patch], [hx-delete]")) return;
+  if (form.dataset.sending !== undefined) return event.preventDefault();
+  form.dataset.sending = "";
+  event.submitter?.setAttribute("aria-busy", "true");
+});
+// Back from the next page, out of the browser's page cache: the form can be sent again.
+addEventListener("pageshow", (event) => {
+  if (!event.persisted) return;
+  for (const form of document.querySelectorAll("form[data-sending]")) {
+    delete form.dataset.sending;
+    form.querySelector("[aria-busy]")?.removeAttribute("aria-busy");
+  }
+});
+
+// -- select all: data-check-all="name of the checkboxes" -------------------------------------------
+document.addEventListener("change", (event) => {
+  const all = event.target.closest("[data-check-all]");
+  if (!all) return;
+  for (const box of document.getElementsByName(all.dataset.checkAll)) box.checked = all.checked;
+});
+
+// -- theme: data-theme-choice="system|light|dark" ---------------------------------------------------
+function showTheme() {
+  const now = document.documentElement.dataset.theme ?? "system";
+  for (const button of document.querySelectorAll("[data-theme-choice]"))
+    button.setAttribute("aria-pressed", String(button.dataset.themeChoice === now));
+}
+
+document.addEventListener("click", (event) => {
+  const choice = event.target.closest("[data-theme-choice]")?.dataset.themeChoice;
+  if (!choice) return;
+  if (choice === "system") {
+    localStorage.removeItem("theme");
+    delete document.documentElement.dataset.theme;
+  } else {
+    localStorage.setItem("theme", choice);
+    document.documentElement.dataset.theme = choice;
+  }
+  showTheme();
+});
+showTheme();
