@@ -6,4 +6,9 @@ if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     from django.core.management import execute_from_command_line
 
-    execute_from_command_line(sys.argv)
+    from config.env import BadEnv
+
+    try:
+        execute_from_command_line(sys.argv)
+    except BadEnv as error:
+        sys.exit(f"Patchbay can't start: {error}")

@@ -69,7 +69,7 @@ def made_secret(name: str, path: Path) -> str:
     """The variable, else the file at `path`, made with 43 random characters on the first call."""
     if value := (_raw(name) or "").strip():
         return value
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -77,6 +77,14 @@ def made_secret(name: str, path: Path) -> str:
     with os.fdopen(handle, "w") as file:
         file.write(value := secrets.token_urlsafe(32))
     return value
+
+
+def make_private(folder: Path) -> None:
+    """Makes the directory and what is missing above it, for this account only."""
+    if not folder.is_dir():
+        if not folder.parent.is_dir():
+            make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _read_when_written(path: Path) -> str:

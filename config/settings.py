@@ -7,9 +7,8 @@ With nothing set, everything is embedded: SQLite and a Valkey server of our own 
 import hashlib
 import logging
 import os
-import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import dj_database_url
 from django.utils.csp import CSP
@@ -21,7 +20,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(env.string("PATCHBAY_DATA_DIR") or BASE_DIR / "data").absolute()
 KEYS_DIR = DATA_DIR / "keys"
 
-# -- where and how --------------------------------------------------------------------------------
+# -- where and how -------------------------------------------------------------------------------
 PORT = env.integer("PORT", 8000, least=1, most=65535)
 PUBLIC_URL = (env.string("PATCHBAY_URL") or f"http://127.0.0.1:{PORT}").rstrip("/")
 _public = urlsplit(PUBLIC_URL)
@@ -37,11 +36,11 @@ if _public.hostname in {"127.0.0.1", "localhost", "::1"}:
     ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL]
 
-# -- secrets of connections (workspaces.vault) ------------------------------------------------------
+# -- secrets of connections (workspaces.vault) -----------------------------------------------------
 SECRET_KEYS = list(env.items("PATCHBAY_SECRET_KEYS"))
 START_SEALED = env.boolean("PATCHBAY_START_SEALED")
 
-# -- database, broker -------------------------------------------------------------------------------
+# -- database, broker ------------------------------------------------------------------------------
 _database_url = env.string("DATABASE_URL") or ""
 _redis_url = env.string("REDIS_URL") or ""
 EMBEDDED = not _database_url and not _redis_url
@@ -72,22 +71,25 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 
 def _runtime_dir() -> Path:
-    """Where Valkey's socket stands: a socket's path may have about 100 bytes."""
+    """Where Valkey's socket stands: a socket's path may have about 100 bytes. The way round a long
+    one depends on the data directory only, not on TMPDIR: every command must find the same."""
     run = DATA_DIR / "run"
     if len(os.fsencode(run / "valkey.sock")) <= 100:
         return run
     digest = hashlib.sha256(os.fsencode(DATA_DIR)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"patchbay-{os.getuid()}-{digest}"
+    return Path("/tmp") / f"patchbay-{os.getuid()}-{digest}"  # noqa: S108 (serve checks the owner)
 
 
 RUN_DIR = _runtime_dir()
 VALKEY_SOCKET = RUN_DIR / "valkey.sock"
+VALKEY_PASSWORD = ""  # empty: no server of our own
 if _redis_url:
     REDIS_URL = CELERY_BROKER_URL = _redis_url
 else:
-    _password = env.made_secret("PATCHBAY_VALKEY_PASSWORD", KEYS_DIR / "valkey.password")
-    REDIS_URL = f"unix://:{_password}@{VALKEY_SOCKET}?db=0"
-    CELERY_BROKER_URL = f"redis+socket://:{_password}@{VALKEY_SOCKET}?virtual_host=0"
+    VALKEY_PASSWORD = env.made_secret("PATCHBAY_VALKEY_PASSWORD", KEYS_DIR / "valkey.password")
+    _server = f":{quote(VALKEY_PASSWORD, safe='')}@{quote(os.fsencode(VALKEY_SOCKET))}"
+    REDIS_URL = f"unix://{_server}?db=0"
+    CELERY_BROKER_URL = f"redis+socket://{_server}?virtual_host=0"
 
 CACHES = {
     "default": {
@@ -121,17 +123,17 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 4
 CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
 CELERY_TIMEZONE = "UTC"
 
-# -- the way out ------------------------------------------------------------------------------------
+# -- the way out -----------------------------------------------------------------------------------
 EGRESS_ALLOW = env.string("PATCHBAY_EGRESS_ALLOW")
 TOOL_EGRESS_ALLOW = env.string("PATCHBAY_TOOL_EGRESS_ALLOW") or ""
 
-# -- turns ------------------------------------------------------------------------------------------
+# -- turns -----------------------------------------------------------------------------------------
 TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)
 PROBES_PER_WORKER = 50
 TITLES = env.boolean("PATCHBAY_TITLES", True)
 CODEX_PATHS = env.items("PATCHBAY_CODEX_PATHS")
 
-# -- apps -------------------------------------------------------------------------------------------
+# -- apps ------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
     "config.apps.ConfigConfig",
     "workspaces.apps.WorkspacesConfig",
@@ -183,7 +185,7 @@ TEMPLATES = [
     }
 ]
 
-# -- sign-in ----------------------------------------------------------------------------------------
+# -- sign-in ---------------------------------------------------------------------------------------
 AUTH_USER_MODEL = "workspaces.User"
 AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
 AUTH_PASSWORD_VALIDATORS = [
@@ -205,7 +207,7 @@ ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_LOGOUT_ON_GET = False
 
-# -- the browser ------------------------------------------------------------------------------------
+# -- the browser -----------------------------------------------------------------------------------
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_HTTPONLY = False
@@ -222,7 +224,8 @@ if PRODUCTION:
     SECURE_HSTS_PRELOAD = True
     SECURE_SSL_REDIRECT = True
     SECURE_REDIRECT_EXEMPT = [r"^(healthz|readyz|metrics)/?$"]
-    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    # No SECURE_PROXY_SSL_HEADER: anybody can send that header. The web process reads it from
+    # PATCHBAY_TRUSTED_PROXIES only and hands Django a connection that is https.
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
 SECURE_CONTENT_TYPE_NOSNIFF = True
@@ -239,11 +242,12 @@ SECURE_CSP = {
     "frame-ancestors": [CSP.NONE],
     "form-action": [CSP.SELF],
 }
+REQUEST_BODY_LIMIT = 24 * 1024 * 1024  # with its images; refused before Django reads it
 DATA_UPLOAD_MAX_MEMORY_SIZE = 12 * 1024 * 1024
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 1000
 FILE_UPLOAD_MAX_MEMORY_SIZE = 12 * 1024 * 1024
 
-# -- files, languages -------------------------------------------------------------------------------
+# -- files, languages ------------------------------------------------------------------------------
 STATIC_URL = "/static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
 STATICFILES_DIRS = [BASE_DIR / "static"]
@@ -261,7 +265,7 @@ USE_TZ = True
 globals().update(env.email(env.string("EMAIL_URL") or "console:"))
 DEFAULT_FROM_EMAIL = env.string("PATCHBAY_MAIL_FROM") or f"patchbay@{_public.hostname}"
 
-# -- logs: never a text of a person, a secret or a full URL ------------------------------------------
+# -- logs: never a text of a person, a secret or a full URL ----------------------------------------
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -277,7 +281,7 @@ LOGGING = {
             name: {"level": "WARNING"}
             for name in ("httpx", "httpcore", "django.db.backends", "markdown_it", "PIL", "asyncio")
         },
-        "celery": {"level": "INFO"},
+        "celery": {"level": "INFO" if DEBUG else "WARNING"},
         "kombu": {"level": "WARNING"},
         "amqp": {"level": "WARNING"},
         "django.request": {"level": "ERROR"},
