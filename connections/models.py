@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -186,7 +187,10 @@ class Connection(orm.Model):
     @property
     def is_loopback(self) -> bool:
         host = urlsplit(self.base_url).hostname or ""
-        return host in {"localhost", "::1"} or host.startswith("127.")
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
 
     @property
     def needs_secret(self) -> bool:

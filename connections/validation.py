@@ -24,7 +24,6 @@ from django.utils.translation import gettext as _
 from connections.choices import (
     ALLOWED_AUTH,
     SECRET_FIELDS,
-    AccessMode,
     AuthHeader,
     AuthType,
     MaxTokensField,
@@ -54,7 +53,6 @@ FIELDS = (
     "max_tokens_field",
     "enabled",
     "paused_message",
-    "access",
     "note",
 )
 # Part of the pages' addresses under /connections/: never a connection's slug.
@@ -176,7 +174,6 @@ def clean_connection(data: Mapping[str, Any]) -> CleanResult:
     take("mid_stream_behavior", _one_of(MidStream))
     take("auth_header", _one_of(AuthHeader))
     take("max_tokens_field", _one_of(MaxTokensField))
-    take("access", lambda v: _one_of(AccessMode)(v) or AccessMode.ALL.value)
     take("supports_images", _tristate)
     take("enabled", lambda v: True if v is None else bool(_tristate(v)))
     take("paused_message", lambda v: _text(v, 300))

@@ -157,7 +157,6 @@ def test_a_whole_connection_is_cleaned():
     assert result.ok
     assert result.values["models"] == ["qwen3"]
     assert result.values["enabled"] is True
-    assert result.values["access"] == "all"
     assert result.values["supports_images"] is None
 
 

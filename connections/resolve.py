@@ -1,0 +1,245 @@
+"""Which connection a session uses: one function, with its reason.
+
+1. the session's connection (final once chosen or locked: usable, or refused; never another one)
+2. the workspace's default connection
+3. the global default connection
+4. the first connection in the list
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from connections.capabilities import first_model, usable_models
+from connections.choices import AccessMode
+from connections.models import Connection, WorkspaceConnection
+from connections.sentences import Reason, sentence
+from connections.targets import availability
+from workspaces.models import Workspace
+from workspaces.permissions import Access
+
+
+class Rule(enum.StrEnum):
+    """The rungs, in their order."""
+
+    SESSION = "session"
+    WORKSPACE = "workspace"
+    GLOBAL = "global"
+    FIRST = "first"
+
+    @property
+    def label(self) -> str:
+        return {
+            Rule.SESSION: _("Session's connection"),
+            Rule.WORKSPACE: _("Workspace default"),
+            Rule.GLOBAL: _("Global default"),
+            Rule.FIRST: _("First in the list"),
+        }[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a session says: the connection it chose, if any, and since when that is locked."""
+
+    connection_id: uuid.UUID | None = None
+    locked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found on one rung. `reason` is None when it was taken or had nothing to look at;
+    `accessible` tells whether the workspace has access to the connection."""
+
+    rule: Rule
+    connection: Connection | None
+    reason: Reason | None
+    taken: bool
+    sentence: str
+    accessible: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """`connection` and the `rule` that chose it, or the `refusal`. `model` is what a new session
+    would use. With a refusal of a chosen connection, `rule` is `session`."""
+
+    connection: Connection | None
+    rule: Rule | None
+    model: str = ""
+    refusal: Reason | None = None
+    trace: tuple[Finding, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.connection is not None
+
+    def trace_for(self, access: Access) -> list[Finding]:
+        """The rungs a person may see: an instance admin all, others none of a connection that the
+        workspace has no access to."""
+        if access.user.is_instance_admin:
+            return list(self.trace)
+        return [finding for finding in self.trace if finding.accessible]
+
+    def refusal_text(self, *, admin: bool) -> str:
+        """The refusal for a person, "" without one; with the admin's own message where the
+        connection is paused."""
+        if self.refusal is None:
+            return ""
+        words = sentence(self.refusal)
+        text = words.text if admin else words.member_text
+        refused = self.trace[-1].connection
+        if self.refusal is Reason.DISABLED and refused and refused.paused_message:
+            text = f"{words.what} {refused.paused_message}"
+        return text
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "connection": self.connection.slug if self.connection else None,
+            "rule": self.rule.value if self.rule else None,
+            "model": self.model,
+            "refusal": self.refusal.value if self.refusal else None,
+            "trace": [
+                {
+                    "rule": finding.rule.value,
+                    "connection": finding.connection.slug if finding.connection else None,
+                    "taken": finding.taken,
+                    "reason": finding.reason.value if finding.reason else None,
+                    "sentence": finding.sentence,
+                }
+                for finding in self.trace
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """A connection that a workspace can use now, and the models of it that it may use."""
+
+    connection: Connection
+    models: list[str]
+    first_model: str
+
+
+@dataclass(slots=True)
+class Candidates:
+    """The list as one workspace sees it, loaded once: what `resolve` and a page's cards share."""
+
+    connections: Sequence[Connection]
+    rows: dict[uuid.UUID, WorkspaceConnection]
+    _faults: dict[uuid.UUID, Reason | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> Candidates:
+        """Three queries: the list, its secrets, the workspace's rows."""
+        rows = WorkspaceConnection.objects.filter(workspace=workspace)
+        return cls(
+            connections=list(Connection.objects.living().with_secrets()),
+            rows={row.connection_id: row for row in rows},
+        )
+
+    def get(self, connection_id: uuid.UUID) -> Connection | None:
+        return next((c for c in self.connections if c.id == connection_id), None)
+
+    def accessible(self, connection: Connection) -> bool:
+        return connection.access == AccessMode.ALL or connection.id in self.rows
+
+    def fault(self, connection: Connection) -> Reason | None:
+        """Why the workspace can't use it, or None."""
+        if connection.id not in self._faults:
+            self._faults[connection.id] = self._fault(connection)
+        return self._faults[connection.id]
+
+    def _fault(self, connection: Connection) -> Reason | None:
+        if not self.accessible(connection):
+            return Reason.NO_ACCESS
+        if reason := availability(connection):
+            return reason
+        if not usable_models(connection, self.rows.get(connection.id)):
+            return Reason.NO_MODEL
+        return None
+
+    def usable(self) -> list[Usable]:
+        """What the workspace can use, in the list's order."""
+        return [
+            Usable(c, usable_models(c, row), first_model(c, row))
+            for c in self.connections
+            if self.fault(c) is None
+            for row in [self.rows.get(c.id)]
+        ]
+
+
+def resolve(
+    workspace: Workspace, choice: Choice | None = None, *, among: Candidates | None = None
+) -> Resolution:
+    """The connection of a session, with the rule that chose it and what was passed over.
+
+    Three queries, none when `among` is given. Takes no lock: who writes the answer down holds the
+    session's.
+    """
+    among = among or Candidates.of(workspace)
+    if choice is not None and (choice.connection_id or choice.locked_at):
+        return _chosen(among, choice)
+    trace = [Finding(Rule.SESSION, None, None, False, _("This session has chosen no connection."))]
+    seen: set[uuid.UUID] = set()
+    for rule, connection in _in_order(among):
+        if connection is None:
+            trace.append(Finding(rule, None, None, False, _NOTHING[rule]()))
+            continue
+        if connection.id in seen:  # passed over on an earlier rung, with the reason
+            continue
+        seen.add(connection.id)
+        reason = among.fault(connection)
+        trace.append(_finding(among, rule, connection, reason))
+        if reason is None:
+            model = first_model(connection, among.rows.get(connection.id))
+            return Resolution(connection, rule, model, trace=tuple(trace))
+    return Resolution(None, None, refusal=Reason.NO_CONNECTION, trace=tuple(trace))
+
+
+def _chosen(among: Candidates, choice: Choice) -> Resolution:
+    connection = among.get(choice.connection_id) if choice.connection_id else None
+    if connection is None:
+        text = _("The session's connection was deleted.")
+        finding = Finding(Rule.SESSION, None, Reason.DELETED, False, text)
+        return Resolution(None, Rule.SESSION, refusal=Reason.DELETED, trace=(finding,))
+    reason = among.fault(connection)
+    trace = (_finding(among, Rule.SESSION, connection, reason),)
+    if reason is not None:
+        return Resolution(None, Rule.SESSION, refusal=reason, trace=trace)
+    model = first_model(connection, among.rows.get(connection.id))
+    return Resolution(connection, Rule.SESSION, model, trace=trace)
+
+
+def _in_order(among: Candidates) -> list[tuple[Rule, Connection | None]]:
+    workspace_default = next(
+        (among.get(row.connection_id) for row in among.rows.values() if row.is_default), None
+    )
+    global_default = next((c for c in among.connections if c.is_default), None)
+    first = [(Rule.FIRST, c) for c in among.connections] or [(Rule.FIRST, None)]
+    return [(Rule.WORKSPACE, workspace_default), (Rule.GLOBAL, global_default), *first]
+
+
+_NOTHING = {
+    Rule.WORKSPACE: lambda: _("This workspace has no default."),
+    Rule.GLOBAL: lambda: _("There is no global default."),
+    Rule.FIRST: lambda: _("The list has no connection."),
+}
+
+
+def _finding(
+    among: Candidates, rule: Rule, connection: Connection, reason: Reason | None
+) -> Finding:
+    words = {"rule": rule.label, "name": connection.name}
+    if reason is None:
+        text = _("%(rule)s “%(name)s”: used.") % words
+    else:
+        words["problem"] = sentence(reason).phrase
+        text = _("%(rule)s “%(name)s”: %(problem)s.") % words
+    return Finding(rule, connection, reason, reason is None, text, among.accessible(connection))

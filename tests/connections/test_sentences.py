@@ -1,0 +1,35 @@
+"""Every failure has a sentence of its own that says what to do."""
+
+import pytest
+
+from connections.providers.base import ErrorKind
+from connections.sentences import Reason, sentence
+
+KINDS = [*ErrorKind, *Reason]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_says_what_happened_and_what_to_do(kind):
+    words = sentence(kind)
+    assert words.title and words.what and words.fix
+    assert str(words.what).endswith(".")
+    assert str(words.fix).endswith(".")
+    assert words.tone in {"danger", "warning", "neutral"}
+    assert words.text == sentence(kind.value).text
+
+
+def test_no_two_kinds_share_a_sentence():
+    assert len({sentence(kind).text for kind in KINDS}) == len(KINDS)
+    assert len({str(sentence(kind).title) for kind in KINDS}) == len(KINDS)
+
+
+def test_members_are_not_told_to_do_what_only_admins_can():
+    for kind in KINDS:
+        text = sentence(kind).member_text
+        assert "Paste" not in text
+        assert "base URL" not in text
+        assert "PATCHBAY" not in text
+
+
+def test_an_unknown_kind_of_a_newer_version_is_an_unexpected_fault():
+    assert sentence("of tomorrow") == sentence(Reason.INTERNAL)
