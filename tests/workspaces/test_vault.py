@@ -580,7 +580,41 @@ def test_the_command_says_which_key_may_go(safes, keys, capsys):
     call_command("rotate_secrets")
     shown = capsys.readouterr().out
     assert f"Key {keys.id(keys.new)} seals 1 secrets." in shown
-    assert f"Key {keys.id(keys.old)} seals nothing any more." in shown
+    assert f"Key {keys.id(keys.old)} seals nothing any more: " in shown
+
+
+def test_a_key_file_is_rotated_with_two_commands(safes, keys):
+    keys.use()
+    old = rotation.start_check().primary
+    safe = make(safes)
+    call_command("rotate_secrets", new_key=True)
+    assert vault.keyring().ids[1:] == (old,)
+    call_command("rotate_secrets", remove_key=old)
+    assert old not in vault.keyring()
+    assert stat.S_IMODE(vault.key_file().stat().st_mode) == 0o600
+    assert safes.get(pk=safe.pk).secret.open() == CANARY.encode()
+    assert rotation.start_check().missing == ()
+
+
+def test_a_key_still_in_use_is_not_removed(safes, keys):
+    keys.use()
+    first = rotation.start_check().primary
+    make(safes)
+    with pytest.raises(CommandError, match="in use: it seals 1 secrets"):
+        call_command("rotate_secrets", remove_key=first)
+    call_command("rotate_secrets", new_key=True)
+    damaged = bytearray(raw(safe := make(safes)))
+    damaged[1:9] = bytes.fromhex(first)  # names the old key, and can't be re-wrapped
+    write_raw(safe, bytes(damaged))
+    with pytest.raises(CommandError, match="in use: it seals 1 secrets"):
+        call_command("rotate_secrets", remove_key=first)
+    assert first in vault.keyring()
+
+
+def test_keys_of_the_environment_are_not_changed_by_the_command(safes, keys):
+    with pytest.raises(CommandError, match="PATCHBAY_SECRET_KEYS"):
+        call_command("rotate_secrets", new_key=True)
+    assert not vault.key_file().exists()
 
 
 def test_every_sealed_field_of_the_product_is_found():
