@@ -102,7 +102,8 @@ class Target:
 
     provider_type: str
     auth_type: str
-    base_url: str = ""  # reduced to its base by wire, no trailing slash; "" means the provider's own
+    # reduced to its base by wire, no trailing slash; "" means the provider's own
+    base_url: str = ""
     wire: str = ""  # "openai-completions" | "anthropic-messages" | "" (the provider's own)
     secret: Mapping[str, str] = field(default_factory=dict, repr=False)
     extra_headers: Mapping[str, str] = field(default_factory=dict, repr=False)

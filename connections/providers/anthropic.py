@@ -1,0 +1,23 @@
+"""Anthropic's own API with a key (platform.claude.com, "Messages" and "List Models")."""
+
+from __future__ import annotations
+
+import httpx
+
+from connections.providers.base import Target
+from connections.providers.http import WIRES, HTTPProvider
+from connections.providers.wire import Wire
+
+
+class Anthropic(HTTPProvider):
+    provider_type = "anthropic"
+    auth_types = frozenset({"api_key"})
+    default_base_url = "https://api.anthropic.com"
+    default_wire = "anthropic-messages"
+
+    async def check_auth(self, client: httpx.AsyncClient, target: Target, model: str) -> bool:
+        await self.lookup(client, target, "/v1/models?limit=1")
+        return True
+
+    def wire(self, target: Target) -> Wire:
+        return WIRES[self.default_wire]  # a choice of wires belongs to the `*_compat` types

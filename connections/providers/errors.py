@@ -1,0 +1,260 @@
+"""From what a provider or the network did to the `ErrorKind` that names it.
+
+Kinds come from the HTTP status and from typed fields of the error, never from looking for words or
+numbers in its text. Three refusals have no code of their own and are known by how their text
+begins (`_PREFIXES`).
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from math import isfinite
+from typing import Any
+
+import httpx
+
+from connections.providers.base import MAX_MESSAGE, ErrorKind, ProviderError, Target
+from connections.providers.wire.lenient_json import clean, loads
+from workspaces.egress import EgressBlocked
+
+MAX_RETRY_AFTER = 24 * 3600.0  # seconds
+MAX_EXCERPT = 200  # characters of a body that is not the provider's own error format
+_FRAGMENT = 8  # so many characters in a row of a secret are a piece of it
+
+_BY_STATUS = {
+    401: ErrorKind.AUTH,
+    402: ErrorKind.QUOTA,
+    403: ErrorKind.FORBIDDEN,
+    404: ErrorKind.ENDPOINT_NOT_FOUND,
+    405: ErrorKind.ENDPOINT_NOT_FOUND,
+    408: ErrorKind.TIMEOUT,
+    410: ErrorKind.ENDPOINT_NOT_FOUND,
+    413: ErrorKind.TOO_LARGE,
+    429: ErrorKind.RATE_LIMITED,
+    451: ErrorKind.FORBIDDEN,
+    503: ErrorKind.OVERLOADED,
+    504: ErrorKind.TIMEOUT,
+    529: ErrorKind.OVERLOADED,
+}
+# Values of `error.code` and `error.type` that say more than the status.
+_BY_CODE = {
+    # Anthropic Messages
+    "authentication_error": ErrorKind.AUTH,
+    "billing_error": ErrorKind.QUOTA,
+    "permission_error": ErrorKind.FORBIDDEN,
+    "request_too_large": ErrorKind.TOO_LARGE,
+    "rate_limit_error": ErrorKind.RATE_LIMITED,
+    "timeout_error": ErrorKind.TIMEOUT,
+    "overloaded_error": ErrorKind.OVERLOADED,
+    # OpenAI and those who follow it
+    "invalid_api_key": ErrorKind.AUTH,
+    "insufficient_quota": ErrorKind.QUOTA,
+    "billing_hard_limit_reached": ErrorKind.QUOTA,
+    "billing_not_active": ErrorKind.QUOTA,
+    "rate_limit_exceeded": ErrorKind.RATE_LIMITED,
+    "model_not_found": ErrorKind.MODEL_NOT_FOUND,
+    "context_length_exceeded": ErrorKind.CONTEXT_TOO_LONG,
+    "exceed_context_size_error": ErrorKind.CONTEXT_TOO_LONG,  # llama.cpp
+    "unsupported_country_region_territory": ErrorKind.FORBIDDEN,
+}
+# Used only where there is no status to go by: in the middle of a stream.
+_BY_CODE_IN_STREAM = {
+    "api_error": ErrorKind.SERVER,
+    "server_error": ErrorKind.SERVER,
+    "invalid_request_error": ErrorKind.BAD_REQUEST,
+    "not_found_error": ErrorKind.MODEL_NOT_FOUND,
+}
+_PREFIXES = (
+    ("prompt is too long", ErrorKind.CONTEXT_TOO_LONG),  # Anthropic
+    ("your credit balance is too low", ErrorKind.QUOTA),  # Anthropic
+    ("this model's maximum context length is", ErrorKind.CONTEXT_TOO_LONG),  # vLLM
+)
+
+_TAGS = re.compile(r"(?is)<(script|style)\b.*?(</\1\s*>|\Z)|<!--.*?(-->|\Z)|<[^>]*(>|\Z)")
+_MASKED = re.compile(r"\S*\*{3,}\S*")  # a key as providers quote it: sk-ab****wxyz
+
+
+class Scrubber:
+    """Takes a target's secrets, and pieces of them, out of a text, and cuts it to `MAX_MESSAGE`."""
+
+    def __init__(self, target: Target) -> None:
+        values = [*target.secret.values(), *target.extra_headers.values()]
+        self._values = sorted(filter(None, values), key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        # a whole secret that begins within the part kept must be seen whole
+        text = text[: MAX_MESSAGE + max(map(len, self._values), default=0)]
+        text = " ".join(clean(text).split())
+        for value in self._values:
+            text = text.replace(value, "[secret]")
+        pieces = {
+            value[start : start + _FRAGMENT]
+            for value in self._values
+            for start in range(len(value) - _FRAGMENT + 1)
+        }
+        hidden = {
+            index
+            for start in range(len(text) - _FRAGMENT + 1)
+            if text[start : start + _FRAGMENT] in pieces
+            for index in range(start, start + _FRAGMENT)
+        }
+        if hidden:
+            marked = "".join("\0" if i in hidden else char for i, char in enumerate(text))
+            text = re.sub("\0+", "[secret]", marked)
+        return _MASKED.sub("[secret]", text[:MAX_MESSAGE])[:MAX_MESSAGE]
+
+
+def from_response(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    scrub: Scrubber,
+    *,
+    model: str = "",
+) -> ProviderError:
+    """The error an HTTP answer means. `model` is the one asked for, "" where none was."""
+    about: dict[str, Any] = {
+        "status": status,
+        "retry_after": retry_after(headers.get("retry-after")),
+        "request_id": request_id(headers),
+    }
+    if 300 <= status < 400:
+        message = f"Redirects to {_host(headers.get('location', ''))}."
+        return ProviderError(ErrorKind.REDIRECT, scrub(message), **about)
+    try:
+        payload = loads(body)
+    except ValueError:
+        payload = None
+    message, codes, param = _details(payload)
+    kind = _BY_STATUS.get(status) or (ErrorKind.SERVER if status >= 500 else ErrorKind.BAD_REQUEST)
+    if kind is ErrorKind.ENDPOINT_NOT_FOUND and model and (param == "model" or model in message):
+        kind = ErrorKind.MODEL_NOT_FOUND
+    if status == 400:
+        kind = _by_prefix(message) or kind
+    kind = next((_BY_CODE[code] for code in codes if code in _BY_CODE), kind)
+    if not message:
+        message = excerpt(body)
+    elif param and param not in message:
+        message = f"{message} ({param})"
+    return ProviderError(kind, scrub(message), code=scrub(codes[0])[:100] if codes else "", **about)
+
+
+def from_payload(
+    payload: Any, scrub: Scrubber, *, otherwise: ErrorKind = ErrorKind.SERVER
+) -> ProviderError:
+    """The error that came under a status of 200; `otherwise` is its kind if nothing in it tells."""
+    message, codes, _ = _details(payload)
+    tables = _BY_CODE | _BY_CODE_IN_STREAM
+    kind = next((tables[code] for code in codes if code in tables), None)
+    status = next((int(code) for code in codes if re.fullmatch("[45][0-9]{2}", code)), None)
+    if kind is None and status:  # OpenRouter gives the status of the model's host as the code
+        kind = _BY_STATUS.get(status) or (
+            ErrorKind.SERVER if status >= 500 else ErrorKind.BAD_REQUEST
+        )
+    kind = _by_prefix(message) or kind or otherwise
+    return ProviderError(kind, scrub(message), code=scrub(codes[0])[:100] if codes else "")
+
+
+def from_exception(error: Exception, scrub: Scrubber, *, answering: bool) -> ProviderError:
+    """The error a failure of the connection means; `answering`: the reply had begun.
+
+    A connection that breaks before the reply begins is `connect`: most often one that was kept
+    open and that the provider had closed meanwhile.
+    """
+    text = scrub(str(error))
+    if isinstance(error, EgressBlocked):
+        return ProviderError(ErrorKind.EGRESS, text)
+    if isinstance(error, httpx.ConnectTimeout):
+        return ProviderError(ErrorKind.CONNECT, "No connection in time.")
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return ProviderError(ErrorKind.TIMEOUT, "No answer in time.")
+    if isinstance(error, httpx.ConnectError) and _has_cause(error, ssl.SSLError):
+        return ProviderError(ErrorKind.TLS, text)
+    if isinstance(error, httpx.NetworkError | httpx.ProxyError):
+        return ProviderError(ErrorKind.TRUNCATED if answering else ErrorKind.CONNECT, text)
+    if isinstance(error, httpx.RemoteProtocolError):
+        # h11 has no type for an end that came too early
+        if text.startswith("peer closed connection"):
+            return ProviderError(ErrorKind.TRUNCATED, text)
+        if text.startswith("Server disconnected"):
+            return ProviderError(ErrorKind.CONNECT, text)
+    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol | UnicodeError):
+        return ProviderError(ErrorKind.CONNECT, "The address can't be used.")
+    return ProviderError(ErrorKind.PROTOCOL, text)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds to wait, at most a day, from `Retry-After` as seconds or as an HTTP date."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(value)
+        except (ValueError, TypeError, OverflowError):
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        seconds = (moment - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER) if isfinite(seconds) else None
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The id to quote to the provider's support, "" if it gave none."""
+    value = headers.get("request-id") or headers.get("x-request-id") or ""
+    return value if re.fullmatch(r"[\x21-\x7e]{1,100}", value) else ""
+
+
+def excerpt(body: bytes) -> str:
+    """The first words of a page or a plain text, without markup."""
+    text = clean(body[:4096].decode("utf-8", "replace"))
+    return " ".join(_TAGS.sub(" ", text).split())[:MAX_EXCERPT]
+
+
+def _details(payload: Any) -> tuple[str, list[str], str]:
+    """`(message, [code, type], param)` of the error formats in use:
+
+    {"type": "error", "error": {"type", "message"}}      Anthropic
+    {"error": {"message", "type", "code", "param"}}      OpenAI
+    {"error": "…"}  {"object": "error", "message", …}    Ollama, LM Studio, older vLLM
+    {"detail": "…"}  {"message": "…"}                    gateways
+    """
+    if not isinstance(payload, dict):
+        return "", [], ""
+    error = payload.get("error")
+    if isinstance(error, str):
+        return error, [], ""
+    if not isinstance(error, dict):
+        error = payload
+    message = next(
+        (text for key in ("message", "detail") if isinstance(text := error.get(key), str)), ""
+    )
+    codes = [str(code) for key in ("code", "type") if isinstance(code := error.get(key), str | int)]
+    param = error.get("param")
+    return message, codes, param if isinstance(param, str) else ""
+
+
+def _by_prefix(message: str) -> ErrorKind | None:
+    start = message[:60].lower()
+    return next((kind for prefix, kind in _PREFIXES if start.startswith(prefix)), None)
+
+
+def _host(location: str) -> str:
+    try:
+        url = httpx.URL(location)
+    except (httpx.InvalidURL, UnicodeError):
+        return "an unreadable address"
+    return f"{url.scheme}://{url.netloc.decode('ascii')}" if url.host else "another path"
+
+
+def _has_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
+    for _ in range(8):
+        if error is None or isinstance(error, kind):
+            break
+        error = error.__cause__ or error.__context__
+    return isinstance(error, kind)

@@ -1,0 +1,86 @@
+"""The fake providers for a test: in a thread of the test's process, on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+import orjson
+import uvloop
+
+from tests.fakes.app import GOOD_KEY, App, key_hash
+
+__all__ = ["GOOD_KEY", "FakeProviders", "key_hash"]
+
+
+class FakeProviders:
+    """A context manager; `with FakeProviders() as fakes: fakes.openai, fakes.requests()`."""
+
+    good_key = GOOD_KEY
+
+    def __enter__(self) -> Self:
+        self._loop = uvloop.new_event_loop()
+        self._app = App()
+        self._thread = threading.Thread(target=self._run, name="fake-providers", daemon=True)
+        self._thread.start()
+        self.url: str = self._call(self._app.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._call(self._app.server.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    @property
+    def openai(self) -> str:
+        """Base URL of the endpoint that wants a Bearer key."""
+        return f"{self.url}/openai/v1"
+
+    @property
+    def openai_nokey(self) -> str:
+        return f"{self.url}/openai-nokey/v1"
+
+    @property
+    def anthropic(self) -> str:
+        """Base URL of the endpoint that wants an x-api-key."""
+        return f"{self.url}/anthropic"
+
+    def requests(self, **wanted: Any) -> list[dict[str, Any]]:
+        """What came, oldest first; `wanted` narrows it: `requests(model="echo", status=200)`."""
+        found = self._ask(lambda: orjson.dumps(self._app.records))
+        return [
+            record
+            for record in orjson.loads(found)
+            if all(record.get(name) == value for name, value in wanted.items())
+        ]
+
+    def stats(self) -> dict[str, Any]:
+        return orjson.loads(self._ask(lambda: orjson.dumps(self._app.stats())))
+
+    def reset(self) -> None:
+        self._ask(self._app.reset)
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 10) -> Any:
+        """The first true value of `condition`, asked for again and again."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < deadline, "the condition did not come true in time"
+            time.sleep(0.01)
+        return value
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _call(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    def _ask(self, function: Callable[[], Any]) -> Any:
+        async def ask() -> Any:
+            return function()
+
+        return self._call(ask())
