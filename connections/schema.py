@@ -3,7 +3,7 @@
 Three steps, none of which touches the database: `read` turns bytes into a `Document` or raises
 `BadFile`; `plan` compares a document with what there is and says, connection by connection, what
 would happen; `export` writes the older generation, with the reference's own field names.
-`connections.actions` carries a plan out.
+`connections.transfer` carries a plan out.
 
 Nothing is lost on the way: fields that mean nothing here go to `Connection.unknown_fields`, and
 texts that had to be normalised to `Connection.imported_as`, under the reference's names (null: the
@@ -39,7 +39,7 @@ from workspaces.models import Workspace
 from workspaces.slugs import make_slug
 
 MAX_BYTES = 2 * 1024 * 1024
-MAX_CONNECTIONS = 1_000
+MAX_CONNECTIONS = 500
 MAX_WORKSPACES = 1_000
 MAX_ENTRY_CHARACTERS = 500_000
 _MAX_DIGITS = 19
@@ -364,13 +364,10 @@ def _accepted(number: int, slug: str, name: str, entry: dict[str, Any]) -> Item:
     ]
     fields, originals = _fields(entry, notes)
     result = clean_connection(fields)
-    errors = {**result.errors}
-    if not fields["default_model"] and not fields["models"]:
-        # Only the form insists on a default model.
-        errors.pop("default_model", None)
-        result.values.setdefault("default_model", "")
-    if errors:
-        raise _Refused(" ".join(f"{_camel(n)}: {s}" for n, all_ in errors.items() for s in all_))
+    if not result.ok:
+        raise _Refused(
+            " ".join(f"{_camel(n)}: {s}" for n, found in result.errors.items() for s in found)
+        )
     unknown = {k: v for k, v in entry.items() if k not in _KNOWN and k not in originals}
     base_url = entry.get("baseUrl")
     if isinstance(base_url, str) and base_url != result.values["base_url"]:
@@ -799,17 +796,20 @@ def _row(item: Item, everything: Mapping[str, Connection], taken: set[str]) -> R
         for theirs in _KEPT_WHEN_ABSENT:
             if theirs not in item.given and not (theirs == "authHeader" and values["auth_header"]):
                 values[_PLAIN_FIELDS[theirs]] = getattr(existing, _PLAIN_FIELDS[theirs])
-    changes = _changes(existing, values, item) if existing is not None else ()
-    if existing is None:
-        result = Result.NEW
-    else:
+    changes: tuple[str, ...] = ()
+    notes, result = item.notes, Result.NEW
+    if existing is not None:
+        changes = _changes(existing, values, item)
         result = Result.CHANGED if changes else Result.SAME
+        after = Connection(**{n: values[n] for n in ("provider_type", "auth_type", "base_url")})
+        if after.needs_secret and after.binding != existing.binding:
+            notes += (_("Its secret was entered for another address or sign-in: enter it again."),)
     return Row(
         number=item.number,
         slug=slug,
         name=item.name,
         result=result,
-        notes=item.notes,
+        notes=notes,
         changes=changes,
         values=values,
         unknown_fields=item.unknown_fields,

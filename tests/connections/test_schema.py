@@ -182,11 +182,6 @@ def test_a_missing_default_model_is_the_first_and_a_missing_date_is_now():
     assert abs(row.created_at.timestamp() - time.time()) < 60
 
 
-def test_only_the_form_insists_on_a_default_model():
-    item = schema.read(file_of(compat(models=[], defaultModel=None))).items[0]
-    assert (item.refused, item.values["default_model"]) == ("", "")
-
-
 # -- both generations ------------------------------------------------------------------------------
 
 
@@ -402,6 +397,7 @@ def test_an_edited_provider_type_comes_out_in_the_older_words():
         (compat(baseUrl="file:///etc/passwd"), "baseUrl"),
         (compat(baseUrl="https://h.example/v1?x=1"), "baseUrl"),
         (compat(baseUrl=None), "baseUrl"),
+        (compat(models=None, defaultModel=None), "defaultModel"),
         (compat(defaultModel="other"), "defaultModel"),
         (compat(models=[{"id": "m", "contextWindow": -1}]), "contextWindow"),
         (compat(filler="x" * 500_001), "too long"),
@@ -640,6 +636,14 @@ def test_a_changed_connection_says_which_fields_change():
     assert row.result == Result.CHANGED
     assert row.existing is there
     assert row.changes == ("name", "mid_stream_behavior")
+
+
+def test_a_changed_address_asks_for_the_secret_again():
+    there = connection_of(schema.read(file_of(compat())).items[0])
+    [row] = planned(compat(baseUrl="https://other.example.com/v1"), there=[there]).rows
+    assert any("enter it again" in note for note in row.notes)
+    [row] = planned(compat(baseUrl="https://api.example.com/v2"), there=[there]).rows
+    assert row.notes == ()
 
 
 def test_what_the_reference_loses_stays_here():

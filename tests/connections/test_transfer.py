@@ -1,0 +1,188 @@
+"""Bringing a config in and taking it out, on the database."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from connections import actions, schema
+from connections.models import Connection, Secret, WorkspaceConnection
+from connections.schema import Result
+from connections.transfer import import_document
+from tests.connections.test_schema import BROKEN, REFERENCE, SIX_TYPES, compat, file_of
+from workspaces import egress
+from workspaces.models import AuditEvent, Workspace
+
+pytestmark = pytest.mark.django_db
+
+PUBLIC = {"api.example.com": "93.184.216.34", "other.example.com": "93.184.216.35"}
+
+
+@pytest.fixture(autouse=True)
+def names(monkeypatch):
+    """Name lookups without a network: what isn't known can't be looked up."""
+    asked = []
+
+    def lookup(host, port):
+        import ipaddress
+
+        from django.db import connection
+
+        asked.append((host, connection.in_atomic_block))
+        return [ipaddress.ip_address(PUBLIC.get(host, "93.184.216.99"))]
+
+    monkeypatch.setattr(egress, "lookup", lookup)
+    return asked
+
+
+@pytest.fixture
+def support():
+    return Workspace.objects.create(name="Support", slug="support")
+
+
+def bring_in(*entries, dry_run=False, **more) -> schema.Plan:
+    return import_document("command", schema.read(file_of(*entries, **more)), dry_run=dry_run)
+
+
+def run(command, *arguments):
+    out, err = StringIO(), StringIO()
+    call_command(command, *arguments, stdout=out, stderr=err)
+    return out.getvalue(), err.getvalue()
+
+
+def state():
+    return [
+        list(model.objects.order_by("pk").values())
+        for model in (Connection, Secret, WorkspaceConnection, AuditEvent)
+    ]
+
+
+def test_the_reference_s_file_goes_in_and_comes_out(tmp_path, support):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(REFERENCE))
+    out, _err = run("import_connections", str(path))
+    assert "New: anthropic-api" in out
+    assert [c.slug for c in Connection.objects.living()] == ["anthropic-api", "local"]
+    assert Connection.objects.get(is_default=True).slug == "anthropic-api"
+    assert support.connection_rows.get(is_default=True).connection.slug == "local"
+    exported = json.loads(run("export_connections")[0])
+    assert exported["llmConnections"] == REFERENCE["llmConnections"]
+    assert exported["defaultLlmConnection"] == "anthropic-api"
+    assert exported["workspaces"][0]["defaults"] == {"defaultLlmConnection": "local"}
+
+
+def test_an_export_imported_elsewhere_is_the_same_export():
+    entries = [{"slug": f"c{n}", "name": f"C {n}", **e} for n, e in enumerate(SIX_TYPES)]
+    bring_in(*entries, compat(slug="unknown", future={"x": [1]}))
+    first, _err = run("export_connections")
+    Connection.objects.all().delete()
+    import_document("command", schema.read(first.encode()))
+    assert json.loads(run("export_connections")[0]) == json.loads(first)
+
+
+def test_importing_twice_changes_nothing():
+    bring_in(compat(), compat(slug=None, name="Two"))
+    before = list(Connection.objects.values())
+    plan = bring_in(compat(), compat(slug=None, name="Two"))
+    assert plan.count(Result.SAME) == 2
+    assert list(Connection.objects.values()) == before
+
+
+def test_a_dry_run_tells_the_same_and_changes_nothing(tmp_path, support):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(REFERENCE))
+    before = state()
+    dry, _err = run("import_connections", str(path), "--dry-run")
+    assert state() == before
+    wet, _err = run("import_connections", str(path))
+    assert dry.replace(" Nothing was changed: this was a dry run.", "") == wet
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_changes_nothing(tmp_path, name):
+    bring_in(compat())
+    path = tmp_path / "config.json"
+    path.write_bytes(BROKEN[name])
+    before = state()
+    with pytest.raises(CommandError, match="Nothing was changed"):
+        run("import_connections", str(path))
+    assert state() == before
+
+
+def test_a_missing_file_is_one_line():
+    with pytest.raises(CommandError, match="can't be read"):
+        run("import_connections", "/nowhere/config.json")
+
+
+def test_every_change_and_the_import_itself_are_in_the_audit():
+    bring_in(compat(), {"slug": "bad", "name": "Bad", "providerType": "copilot"})
+    actions_seen = set(AuditEvent.objects.values_list("action", flat=True))
+    assert actions_seen >= {"connection.create", "connection.import"}
+    event = AuditEvent.objects.get(action="connection.import")
+    assert (event.details["new"], event.details["refused"]) == (1, 1)
+
+
+def test_an_address_that_may_not_be_reached_is_refused_and_the_others_come_in(settings):
+    settings.EGRESS_ALLOW = ""
+    plan = bring_in(compat(), compat(slug="two", baseUrl="http://169.254.169.254/v1"))
+    assert [row.result for row in plan.rows] == [Result.NEW, Result.REFUSED]
+    assert Connection.objects.get().slug == "one"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_names_are_looked_up_before_the_transaction(names):
+    bring_in(compat())
+    assert names == [("api.example.com", False)]
+
+
+def test_a_changed_address_destroys_the_stored_secret():
+    connection = actions.create(
+        "command",
+        {
+            "name": "One",
+            "slug": "one",
+            "provider_type": "openai_compat",
+            "auth_type": "api_key_with_endpoint",
+            "base_url": "https://api.example.com/v1",
+            "models": ["m"],
+            "default_model": "m",
+        },
+        secret={"api_key": "sk-canary-0123456789abcdef"},
+    )
+    bring_in(compat(name="Renamed"))
+    assert connection.secrets.count() == 1
+    bring_in(compat(baseUrl="https://other.example.com/v1"))
+    assert connection.secrets.count() == 0
+    assert AuditEvent.objects.filter(action="secret.destroy").exists()
+
+
+def test_an_export_holds_no_secret():
+    actions.create(
+        "command",
+        {
+            "name": "One",
+            "provider_type": "anthropic",
+            "auth_type": "api_key",
+            "default_model": "claude-sonnet-4-6",
+        },
+        secret={"api_key": "sk-canary-0123456789abcdef"},
+        headers={"X-Team": "canary-header"},
+    )
+    out, err = run("export_connections")
+    assert "canary" not in out + err
+    assert AuditEvent.objects.filter(action="connection.export").exists()
+
+
+def test_a_workspace_without_access_keeps_its_default(support):
+    bring_in(compat())
+    connection = Connection.objects.get()
+    actions.set_access("command", connection, access="chosen", workspaces={})
+    plan = bring_in(
+        compat(),
+        workspaces=[{"name": "Support", "defaults": {"defaultLlmConnection": "one"}}],
+    )
+    assert plan.workspaces[0].result == Result.REFUSED
+    assert not WorkspaceConnection.objects.exists()
