@@ -1,0 +1,639 @@
+"""The verbs: every change of a connection, its secrets and its access, each with its audit row.
+
+Each verb opens its own transaction and takes the locks it names; the audit row is written in the
+same one, so that a change without it can't happen. Looking an address up takes time, so it is done
+before the transaction (`resolve=False`: by the caller, before a transaction of its own).
+A refusal is a `ValidationError` by field name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, models, transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from connections.choices import (
+    SECRET_FIELDS,
+    AccessMode,
+    AuthType,
+    MidStream,
+    ProviderType,
+    Status,
+)
+from connections.models import Connection, Secret, WorkspaceConnection
+from connections.registry import usage_of
+from connections.validation import (
+    FIELDS,
+    RESERVED_SLUGS,
+    clean_connection,
+    clean_secret,
+    parse_headers,
+)
+from workspaces import egress
+from workspaces.audit import record
+from workspaces.models import User, Workspace
+from workspaces.slugs import make_slug
+from workspaces.vault import Plain, VaultError
+
+Actor = User | str
+
+# An edit of one of these can change what a call does: what was validated is no longer what runs.
+MATTERS = frozenset(
+    {
+        "provider_type",
+        "auth_type",
+        "base_url",
+        "models",
+        "default_model",
+        "custom_endpoint_api",
+        "codex_path",
+        "aws_region",
+        "gcp_project_id",
+        "gcp_region",
+        "auth_header",
+        "max_tokens_field",
+    }
+)
+_HEALTH = ("revision", "health", "health_at", "health_error", "checking_until")
+_KEPT_FOR_EXPORT = ("unknown_fields", "imported_as")
+HINT_FROM = 20  # characters: the last four of a shorter value would give too much of it away
+SLUG_RESERVED_FOR = dt.timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What deleting did besides: where the global default went, which workspaces lost theirs, and
+    how many sessions stay readable on the tombstone."""
+
+    new_default: Connection | None
+    cleared_workspaces: list[str]
+    sessions: int
+
+
+# -- making and changing ---------------------------------------------------------------------------
+
+
+def create(
+    actor: Actor,
+    data: Mapping[str, Any],
+    *,
+    secret: Mapping[str, Any] | None = None,
+    headers: Any = None,
+    unknown_fields: Mapping[str, Any] | None = None,
+    imported_as: Mapping[str, Any] | None = None,
+    created_at: dt.datetime | None = None,
+    last_used_at: dt.datetime | None = None,
+    resolve: bool = True,
+) -> Connection:
+    """A new connection, at the end of the list; the first one becomes the global default.
+
+    `data` by the names of `validation.FIELDS`; `secret` by the auth type's form names; `headers`
+    as text or mapping. Without a secret it is stored as "secret needed". An empty slug is made
+    from the name.
+    """
+    values = _cleaned(data)
+    secret_values, header_values = _cleaned_secrets(values["auth_type"], secret, headers)
+    _check_address(values["base_url"], resolve=resolve)
+    typed_slug = values.pop("slug")
+    while True:
+        slug = typed_slug or _free_slug(values["name"])
+        try:
+            with transaction.atomic():
+                if typed_slug:
+                    _check_slug(typed_slug)
+                connection = Connection.objects.create(
+                    **values,
+                    slug=slug,
+                    position=_end_of_list(),
+                    created_by=actor if isinstance(actor, User) else None,
+                    created_at=created_at or timezone.now(),
+                    last_used_at=last_used_at,
+                    unknown_fields=dict(unknown_fields or {}),
+                    imported_as=dict(imported_as or {}),
+                )
+                record(
+                    actor,
+                    "connection.create",
+                    connection,
+                    slug=slug,
+                    provider_type=connection.provider_type,
+                    auth_type=connection.auth_type,
+                    host=connection.origin,
+                )
+                if secret_values:
+                    store_secret(actor, connection, Secret.Purpose.AUTH, secret_values)
+                if header_values:
+                    store_secret(actor, connection, Secret.Purpose.HEADERS, header_values)
+                if not Connection.objects.living().filter(is_default=True).exists():
+                    _claim_default(actor, connection)
+                return connection
+        except IntegrityError:
+            # Somebody took the slug between the look and the insert.
+            if typed_slug or not Connection.objects.filter(slug=slug).exists():
+                _check_slug(slug)
+                raise
+
+
+def update(
+    actor: Actor,
+    connection: Connection,
+    changes: Mapping[str, Any],
+    *,
+    secret: Mapping[str, Any] | None = None,
+    headers: Any = None,
+    forget_secrets: bool = False,
+    unknown_fields: Mapping[str, Any] | None = None,
+    imported_as: Mapping[str, Any] | None = None,
+    resolve: bool = True,
+) -> list[str]:
+    """Changes the named fields only; returns the names of those that changed. Takes the
+    connection's row lock.
+
+    A secret belongs to the scheme, host, port, provider and auth type it was entered for: with any
+    of these changed it must be given again, else the change is refused at the secret's field
+    (`forget_secrets`: it is destroyed instead, as an import has none to give). An empty `secret`
+    and `headers` of None keep what is stored; `headers` of {} or "{}" remove them.
+    """
+    url = _cleaned(_merged(connection, changes))["base_url"]
+    _check_address(url, connection.base_url, resolve=resolve)
+    with transaction.atomic():
+        row = _locked(connection)
+        values = _cleaned(_merged(row, changes))
+        secret_values, header_values = _cleaned_secrets(values["auth_type"], secret, headers)
+        if values.pop("slug") != row.slug:
+            raise ValidationError({"slug": [_("The slug of a connection never changes.")]})
+        changed = [name for name, value in values.items() if getattr(row, name) != value]
+        before, old_host = row.binding, row.origin
+        for name in changed:
+            setattr(row, name, values[name])
+            row.imported_as.pop(_reference_name(name), None)
+        extra = []
+        if unknown_fields is not None and row.unknown_fields != unknown_fields:
+            row.unknown_fields = dict(unknown_fields)
+            extra.append("unknown_fields")
+        if imported_as is not None and row.imported_as != imported_as:
+            row.imported_as = dict(imported_as)
+            extra.append("imported_as")
+        stored = {s.purpose: s for s in row.secrets.all()}
+        forgotten = _unfit_secrets(row, stored, secret_values, header_values)
+        if forgotten and not forget_secrets:
+            raise ValidationError(_asks_for_secrets(row, forgotten, stored))
+        if not (changed or extra or secret_values or header_values is not None):
+            return []
+        new_secrets = bool(secret_values) or header_values is not None or before != row.binding
+        if new_secrets or not MATTERS.isdisjoint(changed):
+            _unchecked(row)
+        row.save(update_fields=[*changed, *_KEPT_FOR_EXPORT, *_HEALTH])
+        if changed or extra:
+            hosts = {} if old_host == row.origin else {"old_host": old_host, "host": row.origin}
+            record(actor, "connection.update", row, changed=[*changed, *extra], **hosts)
+        for purpose in forgotten:
+            _destroy(actor, row, stored[purpose])
+        if _takes_no_secret(row) and Secret.Purpose.AUTH in stored:
+            _destroy(actor, row, stored[Secret.Purpose.AUTH])
+        if secret_values:
+            store_secret(actor, row, Secret.Purpose.AUTH, secret_values)
+        if header_values:
+            store_secret(actor, row, Secret.Purpose.HEADERS, header_values)
+        elif header_values is not None and Secret.Purpose.HEADERS in stored:
+            _destroy(actor, row, stored[Secret.Purpose.HEADERS])
+    connection.refresh_from_db()
+    return [*changed, *extra]
+
+
+def store_secret(
+    actor: Actor, connection: Connection, purpose: str, values: Mapping[str, str]
+) -> Secret:
+    """Seals a secret for what the connection is set to now, in place of the one stored. Expects
+    the connection's row lock."""
+    secret = connection.secrets.filter(purpose=purpose).first()
+    old_host = _host_of(secret.binding) if secret else ""
+    value = Plain(json.dumps(dict(values)))
+    secret = secret or Secret(connection=connection, purpose=purpose, value=value)
+    secret.binding, secret.value = connection.binding, value
+    secret.hints = {
+        name: value[-4:] if len(value) >= HINT_FROM and name != "service_account_json" else ""
+        for name, value in values.items()
+    }
+    secret.created_at = timezone.now()
+    secret.created_by = actor if isinstance(actor, User) else None
+    try:
+        secret.save()
+    except VaultError as error:
+        field = "extra_headers" if purpose == Secret.Purpose.HEADERS else next(iter(values))
+        raise ValidationError({field: [str(error)]}) from None
+    record(
+        actor,
+        "secret.store",
+        connection,
+        purpose=str(purpose),
+        host=_host_of(secret.binding),
+        **({"old_host": old_host} if old_host else {}),
+    )
+    return secret
+
+
+def set_enabled(
+    actor: Actor, connection: Connection, enabled: bool, *, message: str | None = None
+) -> None:
+    """Pauses or resumes it; `message` (None: unchanged) is what people read while it is paused.
+    Takes the row lock."""
+    with transaction.atomic():
+        row = _locked(connection)
+        row.enabled = enabled
+        if message is not None:
+            row.paused_message = _cleaned(_merged(row, {"paused_message": message}))[
+                "paused_message"
+            ]
+        row.save(update_fields=["enabled", "paused_message"])
+        record(actor, "connection.enable" if enabled else "connection.disable", row)
+    connection.enabled, connection.paused_message = row.enabled, row.paused_message
+
+
+def set_mid_stream(actor: Actor, connection: Connection, behaviour: str) -> None:
+    """`steer`, `queue`, or "" for the provider type's own; counts from the next message on. Takes
+    the row lock."""
+    if behaviour not in ("", *MidStream.values):
+        raise ValidationError({"mid_stream_behavior": [_("Use steer, queue, or nothing.")]})
+    with transaction.atomic():
+        row = _locked(connection)
+        row.mid_stream_behavior = behaviour
+        row.imported_as.pop("midStreamBehavior", None)
+        row.save(update_fields=["mid_stream_behavior", "imported_as"])
+        record(actor, "connection.mid_stream", row, behaviour=behaviour)
+    connection.mid_stream_behavior = behaviour
+
+
+# -- the list --------------------------------------------------------------------------------------
+
+
+def set_global_default(actor: Actor, connection: Connection) -> None:
+    """Takes the locks of the list."""
+    with transaction.atomic():
+        row = _lock_list().get(connection.pk)
+        if row is None:
+            raise ValidationError(_("This connection was deleted."))
+        _move_default(actor, row)
+    connection.is_default = True
+
+
+def reorder(actor: Actor, ids: Sequence[uuid.UUID]) -> None:
+    """Puts the list in this order; those not named (made meanwhile) keep theirs, after it. Takes
+    the locks of the list."""
+    with transaction.atomic():
+        rows = _lock_list()
+        order = {pk: place for place, pk in enumerate(dict.fromkeys(ids)) if pk in rows}
+        ordered = sorted(rows.values(), key=lambda row: order.get(row.pk, len(order)))
+        moved = [row for place, row in enumerate(ordered) if row.position != place]
+        for place, row in enumerate(ordered):
+            row.position = place
+        Connection.objects.bulk_update(moved, ["position"])
+        if moved:
+            record(actor, "connection.reorder", ordered[0], order=[row.slug for row in ordered])
+
+
+def move(actor: Actor, connection: Connection, to: int) -> None:
+    """To the place `to` of the list (0 is first; beyond the end is last). Takes the locks of the
+    list."""
+    with transaction.atomic():
+        others = [pk for pk in _lock_list() if pk != connection.pk]
+        others.insert(max(0, to), connection.pk)
+        reorder(actor, others)
+
+
+def delete(actor: Actor, connection: Connection) -> Deleted:
+    """Leaves a tombstone: the secrets are destroyed; default, place and workspaces' rows cleared
+    and noted for undo; the slug stays taken. Takes the locks of the list."""
+    with transaction.atomic():
+        row = _lock_list().get(connection.pk)
+        if row is None:
+            raise ValidationError(_("This connection was deleted already."))
+        links = list(row.workspace_rows.select_related("workspace"))
+        was_default, sessions = row.is_default, usage_of([row.pk]).get(row.pk, 0)
+        row.cleared = {
+            "is_default": was_default,
+            "position": row.position,
+            "workspaces": [
+                {
+                    "workspace": str(link.workspace_id),
+                    "is_default": link.is_default,
+                    "allowed_models": link.allowed_models,
+                }
+                for link in links
+            ],
+        }
+        row.deleted_at = timezone.now()
+        row.is_default = False
+        row.position = 0
+        row.next_check_at = None
+        _unchecked(row)
+        row.save()
+        row.secrets.all().delete()
+        row.workspace_rows.all().delete()
+        cleared = [link.workspace.name for link in links if link.is_default]
+        record(
+            actor,
+            "connection.delete",
+            row,
+            slug=row.slug,
+            host=row.origin,
+            sessions=sessions,
+            was_default=was_default,
+            cleared_workspaces=cleared,
+        )
+        new_default = Connection.objects.living().first() if was_default else None
+        if new_default is not None:
+            _move_default(actor, new_default)
+    connection.refresh_from_db()
+    return Deleted(new_default, cleared, sessions)
+
+
+def purge_tombstones(now: dt.datetime | None = None) -> int:
+    """Frees the slugs of connections deleted a week ago that no session points at any more."""
+    due = Connection.objects.filter(deleted_at__lt=(now or timezone.now()) - SLUG_RESERVED_FOR)
+    ids = list(due.values_list("pk", flat=True)[:500])
+    used = usage_of(ids)
+    purged = 0
+    for pk in ids:
+        if pk in used:
+            continue
+        try:
+            with transaction.atomic():
+                row = Connection.objects.select_for_update().get(pk=pk)
+                record("schedule", "connection.purge", row, slug=row.slug)
+                row.delete()
+        except (models.ProtectedError, Connection.DoesNotExist):
+            continue
+        purged += 1
+    return purged
+
+
+# -- workspaces ------------------------------------------------------------------------------------
+
+
+def set_workspace_default(
+    actor: Actor, workspace: Workspace, connection: Connection | None
+) -> None:
+    """The workspace's default, None for none. It must have access already. Takes the locks of the
+    workspace's rows."""
+    with transaction.atomic():
+        Workspace.objects.select_for_update().get(pk=workspace.pk)
+        rows = {
+            row.connection_id: row
+            for row in WorkspaceConnection.objects.filter(workspace=workspace).select_related(
+                "connection"
+            )
+        }
+        if connection is not None:
+            connection = _locked(connection)
+            if connection.access == AccessMode.CHOSEN and connection.pk not in rows:
+                raise ValidationError(
+                    {"connection": [_("This workspace has no access to the connection.")]}
+                )
+        for row in rows.values():
+            if not row.is_default or (connection and row.connection_id == connection.pk):
+                continue
+            if row.connection.access == AccessMode.ALL and row.allowed_models is None:
+                row.delete()
+            else:
+                row.is_default = False
+                row.save(update_fields=["is_default"])
+        if connection is not None:
+            WorkspaceConnection.objects.update_or_create(
+                workspace=workspace, connection=connection, defaults={"is_default": True}
+            )
+        record(
+            actor,
+            "workspace.default",
+            workspace,
+            workspace_id=workspace.pk,
+            connection=connection.slug if connection else "",
+        )
+
+
+def set_access(
+    actor: Actor,
+    connection: Connection,
+    *,
+    access: str,
+    workspaces: Mapping[uuid.UUID, Sequence[str] | None],
+) -> list[str]:
+    """Who may use it: `all` workspaces or the `chosen` ones named; the value is the models a
+    workspace may use, None for every one. Returns the names of the workspaces that lost their
+    default by it. Takes the row lock."""
+    if access not in AccessMode.values:
+        raise ValidationError({"access": [_("Use all or chosen.")]})
+    with transaction.atomic():
+        row = _locked(connection)
+        links = {link.workspace_id: link for link in row.workspace_rows.select_related("workspace")}
+        cleared = []
+        for workspace_id, link in links.items():
+            if workspace_id in workspaces:
+                continue
+            if access == AccessMode.CHOSEN or not link.is_default:
+                if link.is_default:
+                    cleared.append(link.workspace.name)
+                link.delete()
+            elif link.allowed_models is not None:
+                link.allowed_models = None
+                link.save(update_fields=["allowed_models"])
+        for workspace_id, allowed in workspaces.items():
+            allowed = None if allowed is None else list(allowed)
+            if access == AccessMode.ALL and allowed is None and workspace_id not in links:
+                continue
+            WorkspaceConnection.objects.update_or_create(
+                workspace_id=workspace_id, connection=row, defaults={"allowed_models": allowed}
+            )
+        row.access = access
+        row.save(update_fields=["access"])
+        record(
+            actor,
+            "connection.access",
+            row,
+            access=access,
+            workspaces=[str(pk) for pk in workspaces],
+            cleared_workspaces=cleared,
+        )
+    connection.access = access
+    return cleared
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def _locked(connection: Connection) -> Connection:
+    row = Connection.objects.select_for_update().filter(pk=connection.pk, deleted_at=None).first()
+    if row is None:
+        raise ValidationError(_("This connection was deleted."))
+    return row
+
+
+def _lock_list() -> dict[uuid.UUID, Connection]:
+    """Every living connection in the list's order, locked (in the order of ids, so that two of
+    these wait for each other instead of for ever)."""
+    rows = list(Connection.objects.select_for_update().filter(deleted_at=None).order_by("pk"))
+    rows.sort(key=lambda row: (row.position, row.created_at, str(row.pk)))
+    return {row.pk: row for row in rows}
+
+
+def _merged(connection: Connection, changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(connection, name) for name in FIELDS} | dict(changes)
+
+
+def _cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
+    result = clean_connection(data)
+    result.raise_errors()
+    return result.values
+
+
+def _cleaned_secrets(
+    auth_type: str, secret: Mapping[str, Any] | None, headers: Any
+) -> tuple[dict[str, str], dict[str, str] | None]:
+    """The secret's fields, {} for none given; the headers, None for not given."""
+    result = clean_secret(auth_type, secret or {})
+    errors = dict(result.errors)
+    header_values = None
+    if headers is not None and headers != "":
+        try:
+            header_values = parse_headers(headers, auth_type=auth_type)
+        except ValidationError as error:
+            errors["extra_headers"] = error.messages
+    if errors:
+        raise ValidationError(errors)
+    return result.values, header_values
+
+
+def _check_address(url: str, known: str = "", *, resolve: bool = True) -> None:
+    if not url or url == known:
+        return
+    try:
+        egress.check_url(url, egress.provider_policy(), resolve=resolve)
+    except egress.URLRefused as error:
+        raise ValidationError({"base_url": [str(error)]}) from None
+
+
+def _free_slug(name: str) -> str:
+    def taken(slug: str) -> bool:
+        return slug in RESERVED_SLUGS or Connection.objects.filter(slug=slug).exists()
+
+    return make_slug(name, taken=taken, fallback="connection")
+
+
+def _check_slug(slug: str) -> None:
+    there = Connection.objects.filter(slug=slug).first()
+    if there is None:
+        return
+    if there.deleted_at is None:
+        sentence = _("Another connection has this slug. Choose another one.")
+    else:
+        sentence = _(
+            "A deleted connection had this slug, and it is kept for its sessions. Choose another."
+        )
+    raise ValidationError({"slug": [sentence]})
+
+
+def _end_of_list() -> int:
+    last = Connection.objects.living().aggregate(last=models.Max("position"))["last"]
+    return 0 if last is None else last + 1
+
+
+def _claim_default(actor: Actor, connection: Connection) -> None:
+    # Two first connections at once: the constraint lets one of them be the default.
+    try:
+        with transaction.atomic():
+            _move_default(actor, connection)
+    except IntegrityError:
+        connection.is_default = False
+
+
+def _move_default(actor: Actor, connection: Connection) -> None:
+    Connection.objects.filter(is_default=True).exclude(pk=connection.pk).update(is_default=False)
+    connection.is_default = True
+    connection.save(update_fields=["is_default"])
+    record(actor, "connection.default", connection)
+
+
+def _unchecked(connection: Connection) -> None:
+    """What was validated is no longer there; the result of a probe under way isn't taken."""
+    connection.revision += 1
+    connection.health = Status.UNCHECKED
+    connection.health_at = None
+    connection.health_error = ""
+    connection.checking_until = None
+
+
+def _takes_no_secret(connection: Connection) -> bool:
+    return not SECRET_FIELDS[AuthType(connection.auth_type)] and (
+        connection.auth_type != AuthType.OAUTH
+    )
+
+
+def _unfit_secrets(
+    connection: Connection,
+    stored: Mapping[str, Secret],
+    secret_values: Mapping[str, str],
+    header_values: Mapping[str, str] | None,
+) -> list[str]:
+    """The purposes whose stored secret was entered for something else and isn't given again."""
+    unfit = []
+    for purpose, secret in stored.items():
+        if secret.binding == connection.binding:
+            continue
+        if purpose == Secret.Purpose.AUTH and (secret_values or _takes_no_secret(connection)):
+            continue
+        if purpose == Secret.Purpose.HEADERS and header_values is not None:
+            continue
+        unfit.append(purpose)
+    return unfit
+
+
+def _asks_for_secrets(
+    connection: Connection, purposes: Iterable[str], stored: Mapping[str, Secret]
+) -> dict[str, list[str]]:
+    errors = {}
+    for purpose in purposes:
+        host = _host_of(stored[purpose].binding)
+        if purpose == Secret.Purpose.HEADERS:
+            field = "extra_headers"
+        else:
+            field = next(iter(SECRET_FIELDS[AuthType(connection.auth_type)]), "auth_type")
+        errors[field] = [
+            _(
+                "Enter this again: what is stored was entered for %(host)s with other settings, "
+                "and is sent nowhere else."
+            )
+            % {"host": host}
+        ]
+    return errors
+
+
+def _destroy(actor: Actor, connection: Connection, secret: Secret) -> None:
+    record(
+        actor,
+        "secret.destroy",
+        connection,
+        purpose=secret.purpose,
+        host=_host_of(secret.binding),
+    )
+    secret.delete()
+
+
+def _host_of(binding: str) -> str:
+    """For people and the audit: the origin a binding names, else the provider."""
+    provider_type, _auth_type, origin = binding.split(" ", 2)
+    return origin if origin != "own" else str(ProviderType(provider_type).label)
+
+
+def _reference_name(name: str) -> str:
+    if name in ("custom_endpoint_api", "supports_images"):
+        return "customEndpoint"
+    head, *tail = name.split("_")
+    return head + "".join(part.title() for part in tail)
