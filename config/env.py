@@ -65,8 +65,9 @@ def items(name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(item for part in value.split(",") if (item := part.strip()))
 
 
-def made_secret(name: str, path: Path) -> str:
-    """The variable, else the file at `path`, made with 43 random characters on the first call."""
+def made_secret(name: str, path: Path, *, bytes_: int = 32) -> str:
+    """The variable, else the file at `path`, made on the first call with `bytes_` random bytes as
+    URL-safe text."""
     if value := (_raw(name) or "").strip():
         return value
     make_private(path.parent)
@@ -75,7 +76,7 @@ def made_secret(name: str, path: Path) -> str:
     except FileExistsError:
         return _read_when_written(path)
     with os.fdopen(handle, "w") as file:
-        file.write(value := secrets.token_urlsafe(32))
+        file.write(value := secrets.token_urlsafe(bytes_))
     return value
 
 
@@ -98,21 +99,23 @@ def _read_when_written(path: Path) -> str:
     raise BadEnv(f"{path.name}: the file is empty; remove it to have a new one made")
 
 
-def email(url: str) -> dict[str, object]:
-    """Django's EMAIL_* settings of `smtp://user:password@host:port` (`smtps://`: TLS at once;
-    `smtp+tls://`: STARTTLS) or `console:`."""
+def mailer(url: str) -> dict[str, object]:
+    """Django's mailer of `smtp://user:password@host:port` (`smtps://`: TLS at once; `smtp+tls://`:
+    STARTTLS) or `console:`."""
     parts = urlsplit(url)
     if parts.scheme in {"", "console"}:
-        return {"EMAIL_BACKEND": "django.core.mail.backends.console.EmailBackend"}
+        return {"BACKEND": "django.core.mail.backends.console.EmailBackend"}
     if parts.scheme not in {"smtp", "smtps", "smtp+tls"} or not parts.hostname:
         raise BadEnv("EMAIL_URL: use smtp://, smtp+tls:// or smtps:// with a host, or console:")
     return {
-        "EMAIL_BACKEND": "django.core.mail.backends.smtp.EmailBackend",
-        "EMAIL_HOST": parts.hostname,
-        "EMAIL_PORT": parts.port or (465 if parts.scheme == "smtps" else 587),
-        "EMAIL_HOST_USER": unquote(parts.username or ""),
-        "EMAIL_HOST_PASSWORD": unquote(parts.password or ""),
-        "EMAIL_USE_SSL": parts.scheme == "smtps",
-        "EMAIL_USE_TLS": parts.scheme == "smtp+tls",
-        "EMAIL_TIMEOUT": 10,
+        "BACKEND": "django.core.mail.backends.smtp.EmailBackend",
+        "OPTIONS": {
+            "host": parts.hostname,
+            "port": parts.port or (465 if parts.scheme == "smtps" else 587),
+            "username": unquote(parts.username or ""),
+            "password": unquote(parts.password or ""),
+            "use_ssl": parts.scheme == "smtps",
+            "use_tls": parts.scheme == "smtp+tls",
+            "timeout": 10,
+        },
     }

@@ -28,7 +28,7 @@ if _public.scheme not in {"http", "https"} or not _public.hostname or _public.pa
     raise env.BadEnv("PATCHBAY_URL: use http://host[:port] or https://host[:port], without a path")
 PRODUCTION = _public.scheme == "https"
 DEBUG = env.boolean("PATCHBAY_DEBUG")
-SECRET_KEY = env.made_secret("SECRET_KEY", KEYS_DIR / "django.key")
+SECRET_KEY = env.made_secret("SECRET_KEY", KEYS_DIR / "django.key", bytes_=48)
 SETUP_TOKEN = env.string("PATCHBAY_SETUP_TOKEN") or ""
 TRUSTED_PROXIES = env.items("PATCHBAY_TRUSTED_PROXIES")
 ALLOWED_HOSTS = [_public.hostname]
@@ -262,7 +262,8 @@ LOCALE_PATHS = [BASE_DIR / "locale"]
 TIME_ZONE = "UTC"
 USE_TZ = True
 
-globals().update(env.email(env.string("EMAIL_URL") or "console:"))
+MAILERS = {"default": env.mailer(env.string("EMAIL_URL") or "console:")}
+SILENCED_SYSTEM_CHECKS = ["mail.E001"]  # mail is optional: without EMAIL_URL it goes to the log
 DEFAULT_FROM_EMAIL = env.string("PATCHBAY_MAIL_FROM") or f"patchbay@{_public.hostname}"
 
 # -- logs: never a text of a person, a secret or a full URL ----------------------------------------
