@@ -46,7 +46,7 @@ def samples(side: str) -> dict[str, Any]:
         "now": now,
         "tones": ["neutral", "info", "accent", "success", "warning", "danger"],
         "form": SampleForm(
-            {"name": "OpenRouter", "base_url": "not an address", "models": "openai/gpt-5"},
+            {f"{side}-name": "OpenRouter", f"{side}-base_url": "x", f"{side}-models": "gpt-5"},
             prefix=side,
             auto_id=f"{side}-%s",
         ),

@@ -169,10 +169,14 @@ def compact(value: float | None) -> str:
     if value is None:
         return "–"
     for size, suffix in ((1_000_000, "M"), (1_000, "K")):
-        if value >= size:
+        # 999,950 would round to "1000.0K"
+        if value >= size * 0.99995:
             short = value / size
-            text = f"{short:.0f}" if short >= 100 or short == int(short) else f"{short:.1f}"
-            return text.removesuffix(".0") + suffix
+            return (
+                f"{short:.0f}{suffix}"
+                if short >= 99.95
+                else f"{short:.1f}".removesuffix(".0") + suffix
+            )
     return str(int(value))
 
 

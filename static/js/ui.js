@@ -1,13 +1,13 @@
 // What the platform doesn't do by itself. Every listener stands on the document, so that
 // swapped-in fragments need no set-up.
 
-// -- copy: data-copy="text" or data-copy-from="id of an element" ---------------------------------
+// -- copy: a button with data-copy="text" or data-copy-from="id"; else the code it stands in --------
 document.addEventListener("click", async (event) => {
-  const button = event.target.closest("[data-copy], [data-copy-from]");
+  const button = event.target.closest("button:is([data-copy], [data-copy-from])");
   if (!button) return;
-  const source = button.dataset.copyFrom;
-  const text = source === undefined ? button.dataset.copy : (document.getElementById(source)?.textContent ?? "");
-  await writeClipboard(text);
+  const { copy, copyFrom } = button.dataset;
+  const source = copyFrom ? document.getElementById(copyFrom) : button.closest(".code")?.querySelector("code");
+  await writeClipboard(copy || (source?.textContent ?? ""));
   button.dataset.copied = "";
   setTimeout(() => delete button.dataset.copied, 2000);
 });
@@ -20,6 +20,30 @@ async function writeClipboard(text) {
   area.select();
   document.execCommand("copy");
   area.remove();
+}
+
+// Code blocks come through the sanitiser, which lets no button pass: each gets its own here, while
+// a reply streams as well.
+const copyButton = document.getElementById("copy-button");
+
+function dressCode(block) {
+  if (block.querySelector(":scope > .copy")) return;
+  block.append(copyButton.content.cloneNode(true));
+  const pre = block.querySelector("pre");
+  if (pre && pre.scrollWidth > pre.clientWidth) pre.tabIndex = 0;
+}
+
+const chat = document.querySelector(".chat, .patterns");
+if (chat) {
+  chat.querySelectorAll(".code").forEach(dressCode);
+  new MutationObserver((records) => {
+    for (const { addedNodes } of records)
+      for (const node of addedNodes)
+        if (node.nodeType === Node.ELEMENT_NODE) {
+          if (node.matches(".code")) dressCode(node);
+          else node.querySelectorAll(".code").forEach(dressCode);
+        }
+  }).observe(chat, { childList: true, subtree: true });
 }
 
 // -- dialogs: command="show-modal" commandfor="id", for browsers that don't know them ------------
