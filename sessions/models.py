@@ -116,7 +116,6 @@ class Turn(models.Model):
     stop_queued = models.CharField(max_length=8, blank=True, default="", editable=False)
 
     step = models.PositiveSmallIntegerField(default=0)
-    notice = models.CharField(max_length=40, blank=True, default="", editable=False)
     error_kind = models.CharField(_("error"), max_length=24, blank=True, default="")
     error_detail = models.CharField(_("provider's words"), max_length=600, blank=True, default="")
     retry_after = models.FloatField(null=True, blank=True, editable=False)

@@ -1,2 +1,28 @@
+from django.urls import path
+
+from sessions import views
+from sessions.stream import chat_stream
+
 app_name = "sessions"
-urlpatterns: list = []
+_chat = "sessions/<uuid:chat_id>/"
+_message = _chat + "messages/<uuid:message_id>/"
+urlpatterns = [
+    path("", views.chat_list, name="list"),
+    path("sessions/new/", views.chat_create, name="create"),
+    path(_chat, views.chat_detail, name="detail"),
+    path(_chat + "stream/", chat_stream, name="stream"),
+    path(_chat + "turns/", views.chat_turns, name="turns"),
+    path(_chat + "send/", views.chat_send, name="send"),
+    path(_chat + "stop/", views.chat_stop, name="stop"),
+    path(_chat + "retry/", views.chat_retry, name="retry"),
+    path(_chat + "resume/", views.chat_resume, name="resume"),
+    path(_chat + "connection/", views.chat_connection, name="connection"),
+    path(_chat + "model/", views.chat_model, name="model"),
+    path(_chat + "share/", views.chat_share, name="share"),
+    path(_chat + "rename/", views.chat_rename, name="rename"),
+    path(_message + "edit/", views.message_edit, name="message_edit"),
+    path(_message + "cancel/", views.message_cancel, name="message_cancel"),
+    path(_message + "promote/", views.message_promote, name="message_promote"),
+    path(_message + "move/", views.message_move, name="message_move"),
+    path(_chat + "images/<uuid:attachment_id>/", views.attachment_file, name="attachment"),
+]

@@ -105,7 +105,6 @@ class Migration(migrations.Migration):
                 ('stop_requested_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('stop_queued', models.CharField(blank=True, default='', editable=False, max_length=8)),
                 ('step', models.PositiveSmallIntegerField(default=0)),
-                ('notice', models.CharField(blank=True, default='', editable=False, max_length=40)),
                 ('error_kind', models.CharField(blank=True, default='', max_length=24, verbose_name='error')),
                 ('error_detail', models.CharField(blank=True, default='', max_length=600, verbose_name="provider's words")),
                 ('retry_after', models.FloatField(blank=True, editable=False, null=True)),

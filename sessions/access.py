@@ -1,0 +1,75 @@
+"""Who may read, and who may write, a session: private to its owner unless shared with the
+workspace; then colleagues read and follow it, and members send."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from django.core.exceptions import PermissionDenied
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.http import Http404, HttpRequest
+
+from sessions.models import ChatSession, Turn
+from workspaces.models import Role, User, Workspace
+from workspaces.permissions import Access, role_in, workspace_for
+
+
+def visible_chats(access: Access) -> QuerySet[ChatSession]:
+    """The workspace's sessions that a person may read."""
+    chats = ChatSession.objects.filter(workspace=access.workspace)
+    return chats.filter(Q(owner=access.user) | Q(shared=True))
+
+
+def readable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> ChatSession:
+    """The session for the signed-in person, or 404; `chat.access` has the person's role. Three
+    queries."""
+    access = workspace_for(request, workspace)
+    chat = (
+        visible_chats(access)
+        .select_related("workspace", "owner", "connection")
+        .filter(pk=chat_id)
+        .first()
+    )
+    if chat is None:
+        raise Http404
+    chat.access = access  # type: ignore[attr-defined]
+    return chat
+
+
+def writable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> ChatSession:
+    """As `readable_chat`, for those who may send: 403 for viewers."""
+    chat = readable_chat(request, workspace, chat_id)
+    chat.access.need(Role.MEMBER)  # type: ignore[attr-defined]
+    return chat
+
+
+def owned_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> ChatSession:
+    """As `writable_chat`, for the owner alone: sharing is the owner's."""
+    chat = writable_chat(request, workspace, chat_id)
+    if chat.owner_id != request.user.pk:
+        raise PermissionDenied
+    return chat
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    version: int
+    is_active: bool
+
+
+def watch(user_id: uuid.UUID, chat_id: uuid.UUID) -> Watch | None:
+    """Whether a person may still follow a session, with its version; None ends an open stream.
+    Three queries at most."""
+    user = User.objects.filter(pk=user_id, is_active=True).first()
+    if user is None:
+        return None
+    row = (
+        ChatSession.objects.filter(Q(owner=user) | Q(shared=True), pk=chat_id)
+        .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
+        .values_list("workspace_id", "version", "active")
+        .first()
+    )
+    if row is None or role_in(user, Workspace(pk=row[0])) is None:
+        return None
+    return Watch(row[1], row[2])

@@ -1,0 +1,289 @@
+"""One turn: steps of a model's reply and its tools, with steering between them.
+
+    prepare ─► step 1: request, reply ─► tools? ─► steering taken ─► step 2 … ─► end
+                                          no tools: the turn is done (nothing was taken)
+
+Runs on the worker's loop. Every write goes through `sessions.turns` with the lease's token, on a
+database thread. A request that can be made again safely (429, 529, no connection, before the first
+token) is, twice at most, and the page says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from connections.tasks import record_turn_outcome
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from connections.capabilities import cost_of
+from connections.providers.base import (
+    Done,
+    ErrorKind,
+    Event,
+    ModelRequest,
+    ProviderError,
+    TextDelta,
+    ThinkingDelta,
+    ThinkingEnd,
+    ToolCall,
+    Turnlet,
+    Usage,
+)
+from sessions import tools, turns
+from sessions.bus import Writer
+from sessions.history import CannotRun, Prepared, entries_of, prepare
+from sessions.models import Turn
+from sessions.reply import Reply, text_of
+from workspaces.egress import client_for, provider_policy
+from workspaces.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+MAX_STEPS = 25
+MAX_SECONDS = 15 * 60.0
+AGAIN = frozenset({ErrorKind.RATE_LIMITED, ErrorKind.OVERLOADED, ErrorKind.CONNECT})
+AGAIN_TIMES = 2
+AGAIN_WITHIN = 20.0  # seconds, all waits of a step together
+AGAIN_AFTER = 2.0  # seconds before the second try, doubled before the third
+
+
+@dataclass(slots=True)
+class Live:
+    """A turn that this worker runs: what its heartbeat, checkpoints and Stop need."""
+
+    turn: Turn
+    token: uuid.UUID
+    task: asyncio.Task[None] | None = None
+    reply: Reply | None = None
+    message_id: uuid.UUID | None = None
+    why: str = ""  # why it was cancelled: "stop", "lost", "drain"
+    ending: bool = False  # the end is being written: too late to cancel
+
+    def cancel(self, why: str) -> None:
+        if not self.why and not self.ending:
+            self.why = why
+            if self.task is not None:
+                self.task.cancel()
+
+
+class Agent:
+    """Runs one claimed turn to its end."""
+
+    def __init__(self, live: Live, runtime: Runtime, writer: Writer) -> None:
+        self.live, self.runtime, self.writer = live, runtime, writer
+        self.turn, self.token = live.turn, live.token
+        self.chat_id = str(live.turn.chat_id)
+        self.cost: Decimal | None = None
+
+    async def run(self) -> None:
+        """To the end, whatever it is; nothing is written when the lease is lost."""
+        try:
+            try:
+                async with asyncio.timeout(MAX_SECONDS):
+                    await self._steps()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self.live.why not in ("stop", "drain") or task is None:
+                    raise
+                task.uncancel()
+                if self.live.why == "stop":
+                    await self._end(Turn.State.STOPPED)
+                else:
+                    await self._end(Turn.State.INTERRUPTED)
+            except TimeoutError:
+                await self._end(Turn.State.FAILED, error_kind="turn_timeout")
+            except CannotRun as refusal:
+                await self._end(Turn.State.FAILED, error_kind=refusal.reason.value)
+            except ProviderError as error:
+                await self._end(
+                    Turn.State.FAILED,
+                    error_kind=error.kind.value,
+                    error_detail=_detail(error),
+                    retry_after=error.retry_after,
+                )
+            else:
+                await self._end(Turn.State.DONE)
+        except turns.LeaseLost:
+            logger.info("turn %s: the lease is somebody else's", self.turn.pk)
+        except Exception:
+            logger.exception("turn %s failed", self.turn.pk)
+            with contextlib.suppress(turns.LeaseLost):
+                await self._end(Turn.State.FAILED, error_kind="internal")
+
+    async def _steps(self) -> None:
+        prepared = await self.runtime.db(prepare, self.turn)
+        if prepared.left_out_before:
+            self.turn.left_out_before = prepared.left_out_before
+        history = list(prepared.history)
+        for number in range(1, MAX_STEPS + 1):
+            step = await self.runtime.db(turns.begin_step, self.turn, self.token, number)
+            for message in step.steered:
+                history.extend(
+                    await self.runtime.db(
+                        entries_of, message, images=prepared.capabilities.supports_images
+                    )
+                )
+            reply = Reply(self.chat_id, str(step.message_id), self.writer)
+            self.live.reply, self.live.message_id = reply, step.message_id
+            calls, usage = await self._ask(prepared, history, reply)
+            history.append(Turnlet("assistant", [dict(part) for part in reply.finish()]))
+            if calls:
+                results = await self._call_tools(calls, reply)
+                history.append(Turnlet("user", results))
+            await self._finish_step(prepared, step, reply, usage)
+            if not calls:
+                return
+        raise ProviderError(
+            ErrorKind.BAD_REQUEST, f"no end after {MAX_STEPS} steps", code="too_many_steps"
+        )
+
+    async def _ask(
+        self, prepared: Prepared, history: list[Turnlet], reply: Reply
+    ) -> tuple[list[ToolCall], Usage]:
+        request = ModelRequest(
+            model=self.turn.model,
+            history=history,
+            max_tokens=prepared.capabilities.max_output,
+            system=prepared.system,
+            tools=tools.TOOLS,
+        )
+        started = time.monotonic()
+        tries = 0
+        while True:
+            try:
+                return await self._receive(prepared, request, reply)
+            except ProviderError as error:
+                tries += 1
+                wait = max(AGAIN_AFTER * 2 ** (tries - 1), error.retry_after or 0)
+                left = AGAIN_WITHIN - (time.monotonic() - started)
+                if (
+                    error.kind not in AGAIN
+                    or reply.has_content
+                    or tries > AGAIN_TIMES
+                    or wait > left
+                ):
+                    raise
+                self._notice(error, wait)
+                await asyncio.sleep(wait)
+
+    def _notice(self, error: ProviderError, wait: float) -> None:
+        seconds = max(1, round(wait))
+        why = {
+            ErrorKind.RATE_LIMITED: _("The provider limits the rate."),
+            ErrorKind.OVERLOADED: _("The provider is overloaded."),
+        }.get(error.kind, _("The provider can't be reached."))
+        again = ngettext(
+            "Trying again in %(seconds)s second.", "Trying again in %(seconds)s seconds.", seconds
+        ) % {"seconds": seconds}
+        self.writer.add(self.chat_id, "notice", {"t": f"{why} {again}"}, urgent=True)
+
+    async def _receive(
+        self, prepared: Prepared, request: ModelRequest, reply: Reply
+    ) -> tuple[list[ToolCall], Usage]:
+        calls: list[ToolCall] = []
+        usage = Usage()
+        stream = prepared.provider.stream(client_for(provider_policy()), prepared.target, request)
+        async with _closing(stream) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text):
+                        reply.add_text(text)
+                    case ThinkingDelta(text):
+                        reply.add_thinking(text)
+                    case ThinkingEnd(sig):
+                        reply.end_thinking(sig)
+                    case ToolCall():
+                        calls.append(event)
+                        reply.add_call(event)
+                    case Usage():
+                        usage = event
+                    case Done():
+                        pass
+                if reply.is_cut:
+                    raise ProviderError(ErrorKind.TOO_LARGE, "the reply is too long")
+        return calls, usage
+
+    async def _call_tools(self, calls: list[ToolCall], reply: Reply) -> list[dict[str, Any]]:
+        """All calls of a step at once; the results stand in the order of the calls."""
+
+        async def one(call: ToolCall) -> dict[str, Any]:
+            if call.raw:
+                text, is_error = "The arguments aren't a JSON object.", True
+            else:
+                text, is_error = await tools.run(call.name, call.args)
+            result = {"t": "tool_result", "id": call.id, "name": call.name, "text": text}
+            return {**result, "is_error": True} if is_error else result
+
+        results = await asyncio.gather(*(one(call) for call in calls))
+        for result in results:
+            reply.add_result(result)
+        return [dict(result) for result in results]
+
+    async def _finish_step(
+        self, prepared: Prepared, step: turns.Step, reply: Reply, usage: Usage
+    ) -> None:
+        cost = cost_of(prepared.connection, self.turn.model, usage)
+        if cost is not None:
+            self.cost = (self.cost or Decimal(0)) + cost
+        await self.writer.settle()
+        await self.runtime.db(
+            turns.finish_step,
+            self.turn.pk,
+            self.token,
+            step.message_id,
+            text=text_of(reply.parts),
+            parts=reply.parts,
+            usage={
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "cache_read_tokens": usage.cache_read_tokens,
+                "cache_write_tokens": usage.cache_write_tokens,
+                "context_tokens": usage.input_tokens + usage.output_tokens,
+            },
+            left_out_before=prepared.left_out_before,
+        )
+        self.live.reply = self.live.message_id = None
+
+    async def _end(self, state: Turn.State, **why: Any) -> None:
+        self.live.ending = True
+        reply, message_id = self.live.reply, self.live.message_id
+        self.live.reply = self.live.message_id = None
+        partial = None
+        if reply is not None and message_id is not None:
+            parts = [dict(part) for part in reply.finish()]
+            partial = (message_id, text_of(parts), parts)
+        await self.writer.settle()
+        await self.runtime.db(
+            turns.end, self.turn, self.token, state, reply=partial, cost=self.cost, **why
+        )
+        self.writer.forget(self.chat_id)
+        if state in (Turn.State.DONE, Turn.State.FAILED) and self.turn.chat.connection_id:
+            await self.runtime.db(
+                record_turn_outcome, self.turn.chat.connection_id, why.get("error_kind") or None
+            )
+
+
+def _detail(error: ProviderError) -> str:
+    where = f"HTTP {error.status}" if error.status else ""
+    ident = f"request {error.request_id}" if error.request_id else ""
+    return " · ".join(part for part in (where, error.code, error.message, ident) if part)
+
+
+@contextlib.asynccontextmanager
+async def _closing(stream: AsyncIterator[Event]) -> AsyncIterator[AsyncIterator[Event]]:
+    """Closes the generator, and with it the socket, however the block is left."""
+    try:
+        yield stream
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()

@@ -1,0 +1,194 @@
+"""The event log between the workers and the open pages: one Redis stream a session.
+
+The database holds the truth; the stream only makes it quick. Nothing is lost when it is: every
+event that changes the page's structure carries the session's `version`, and a page that finds the
+database ahead of what it saw asks for the transcript again.
+
+Events, as they stand in the stream (fields `e` the name, `d` JSON) and on the page's event stream::
+
+    text      {m, b, k, o, t}     text of a growing block: message, block, kind ("text" or
+                                  "thinking"), offset, text; offsets are UTF-16 units in the block
+    block     {m, b, o, h, c?}    the block rendered: replaces its text up to offset `o`; c: closed
+    changed   {v}                 rows changed (a message, a delivery, the turn): fetch the last
+                                  turns again, unless the page has version v
+    notice    {t}                 a sentence about the running turn ("Trying again in 3 s…")
+    turn-end  {v, turn, state}    the turn is over
+
+Offsets make `text` and `block` idempotent, versions make the others so: an event that comes twice
+changes nothing, a gap shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from typing import Any
+
+import orjson
+import redis
+import redis.asyncio
+from django.conf import settings
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 0.025  # seconds that text waits for more, after the first of a turn
+MAX_EVENTS = 4000  # kept a session (approximately)
+EXPIRE = 3600  # seconds after the last event
+SKIP_AFTER_FAILURE = 3.0  # seconds in which a process doesn't try a dead Redis again
+
+
+def key_of(chat_id: uuid.UUID | str) -> str:
+    return f"patchbay:chat:{chat_id}"
+
+
+def _fields(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"e": name, "d": orjson.dumps(data)}
+
+
+class Publisher:
+    """For the web process and the database threads: few events, each at once, never raising."""
+
+    def __init__(self) -> None:
+        self._client: redis.Redis | None = None
+        self._lock = threading.Lock()
+        self._not_before = 0.0
+
+    def _connected(self) -> redis.Redis:
+        with self._lock:
+            if self._client is None:
+                self._client = redis.Redis.from_url(
+                    settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1
+                )
+            return self._client
+
+    def publish(self, chat_id: uuid.UUID | str, name: str, data: dict[str, Any]) -> None:
+        if time.monotonic() < self._not_before:
+            return
+        try:
+            pipe = self._connected().pipeline(transaction=False)
+            pipe.xadd(key_of(chat_id), _fields(name, data), maxlen=MAX_EVENTS, approximate=True)
+            pipe.expire(key_of(chat_id), EXPIRE)
+            pipe.execute()
+        except (redis.RedisError, OSError) as error:
+            self._not_before = time.monotonic() + SKIP_AFTER_FAILURE
+            logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
+
+    def last_id(self, chat_id: uuid.UUID | str) -> str:
+        """The newest event's id, "0-0" when there is none or no answer."""
+        if time.monotonic() < self._not_before:
+            return "0-0"
+        try:
+            newest = self._connected().xrevrange(key_of(chat_id), count=1)
+        except (redis.RedisError, OSError):
+            self._not_before = time.monotonic() + SKIP_AFTER_FAILURE
+            return "0-0"
+        return newest[0][0].decode() if newest else "0-0"
+
+
+publisher = Publisher()
+
+
+class Writer:
+    """For the worker's loop: all sessions' growing texts, in one pipeline a window.
+
+    One writer a process keeps every session's events in order (adds over a pool of connections
+    arrive out of order) and sends a hundred sessions' windows in one round trip. `add_text` of the
+    same block within a window is merged. When Redis doesn't answer, events are dropped: pages
+    rebuild from the database's checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self._client = redis.asyncio.Redis.from_url(
+            settings.REDIS_URL, socket_timeout=2, socket_connect_timeout=1
+        )
+        self._pending: list[tuple[str, str, dict[str, Any]]] = []
+        self._open_text: dict[str, dict[str, Any]] = {}
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._last_ids: dict[str, str] = {}
+
+    def add_text(
+        self, chat_id: str, message: str, block: int, kind: str, offset: int, text: str
+    ) -> None:
+        """Text that stands at `offset` (UTF-16 units) of a block of a message."""
+        last = self._open_text.get(chat_id)
+        if last is not None and (last["m"], last["b"], last["k"]) == (message, block, kind):
+            last["t"] += text
+            return
+        data = {"m": message, "b": block, "k": kind, "o": offset, "t": text}
+        self._open_text[chat_id] = data
+        self._add(chat_id, "text", data)
+
+    def add(self, chat_id: str, name: str, data: dict[str, Any], *, urgent: bool = False) -> None:
+        self._open_text.pop(chat_id, None)
+        self._add(chat_id, name, data)
+        if urgent:
+            self._urgent.set()
+
+    def hurry(self) -> None:
+        """Ends the running window: for the first text of a turn."""
+        self._urgent.set()
+
+    def last_id(self, chat_id: str) -> str:
+        """The id of the session's newest event that has left, "" when none did."""
+        return self._last_ids.get(chat_id, "")
+
+    def forget(self, chat_id: str) -> None:
+        self._last_ids.pop(chat_id, None)
+
+    def _add(self, chat_id: str, name: str, data: dict[str, Any]) -> None:
+        if len(self._pending) > 100_000:  # Redis is gone: the checkpoints have it all
+            self._pending.clear()
+            self._open_text.clear()
+        self._pending.append((chat_id, name, data))
+        self._wake.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._urgent.clear()
+            await self._flush()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), WINDOW)
+
+    async def _flush(self) -> None:
+        batch, self._pending = self._pending, []
+        self._open_text.clear()
+        if not batch:
+            return
+        pipe = self._client.pipeline(transaction=False)
+        for chat_id, name, data in batch:
+            pipe.xadd(key_of(chat_id), _fields(name, data), maxlen=MAX_EVENTS, approximate=True)
+        touched = {chat_id for chat_id, name, _ in batch if name != "text"}
+        for chat_id in touched:
+            pipe.expire(key_of(chat_id), EXPIRE)
+        try:
+            ids = await pipe.execute()
+        except (redis.RedisError, OSError) as error:
+            logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
+        else:
+            for (chat_id, _, _), identifier in zip(batch, ids, strict=False):
+                self._last_ids[chat_id] = (
+                    identifier.decode() if isinstance(identifier, bytes) else str(identifier)
+                )
+
+    async def settle(self) -> None:
+        """Until everything added so far has left (or was given up)."""
+        while self._pending:
+            self._urgent.set()
+            self._wake.set()
+            await asyncio.sleep(0.002)
+
+    async def close(self) -> None:
+        await self.settle()
+        if self._task is not None:
+            self._task.cancel()
+        await self._client.aclose()

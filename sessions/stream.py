@@ -1,0 +1,286 @@
+"""The event stream of a page: one reader a process, any number of viewers.
+
+A reader per open page would ask Redis as often as there are pages; one reader asks for all sessions
+at once and hands the events on, each encoded once. A viewer first gets what its cursor misses, then
+what comes. Rights are looked at again every few seconds, and so is the session's version: a viewer
+that missed a change is told to fetch the page's turns again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import orjson
+import redis
+import redis.asyncio
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import DatabaseError, close_old_connections, connections
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
+
+from sessions import bus
+from sessions.access import Watch, readable_chat, watch
+
+logger = logging.getLogger(__name__)
+
+CHECK_EVERY = 5.0  # seconds between two looks at rights and version
+DEGRADED_EVERY = 2.0  # the same without Redis: then the page follows the database
+BEAT = 15.0  # seconds of silence before a comment
+LONGEST = 30 * 60.0  # seconds a stream lasts; the page then opens the next
+LAG = 2_000  # events a viewer may lag behind
+VIEWERS_A_PERSON = 40
+
+
+REFRESH = b"event: refresh\ndata: {}\n\n"
+CLOSED = b"event: closed\ndata: {}\n\n"
+
+
+def _pair(identifier: str) -> tuple[int, int]:
+    left, _, right = identifier.partition("-")
+    return int(left), int(right or 0)
+
+
+def valid_cursor(text: str) -> str:
+    """The cursor of a request, "0-0" for anything that isn't one."""
+    left, _, right = text.partition("-")
+    if all(part.isascii() and part.isdigit() and len(part) <= 16 for part in (left, right or "0")):
+        return f"{int(left)}-{int(right or 0)}"
+    return "0-0"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An event as all its viewers get it; `version` is 0 for those that carry none."""
+
+    place: tuple[int, int]
+    chunk: bytes
+    version: int
+
+    @classmethod
+    def of(cls, identifier: bytes, fields: dict[bytes, bytes]) -> Encoded:
+        name, data = fields[b"e"], fields[b"d"]
+        version = orjson.loads(data)["v"] if name in (b"changed", b"turn-end") else 0
+        chunk = b"id: %s\nevent: %s\ndata: %s\n\n" % (identifier, name, data)
+        return cls(_pair(identifier.decode()), chunk, version)
+
+
+class Viewer:
+    """One open page. While it catches up, live events are held back; an event that came already
+    is dropped; who lags too far behind fetches anew."""
+
+    def __init__(self, after: str, version: int) -> None:
+        self.version = version
+        self.queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._after = _pair(after)
+        self._held: list[Encoded] | None = []
+
+    @property
+    def cursor(self) -> str:
+        return f"{self._after[0]}-{self._after[1]}"
+
+    def put(self, event: Encoded) -> None:
+        if self._held is not None:
+            self._held.append(event)
+        else:
+            self._take(event)
+
+    def catch_up(self, missed: list[Encoded]) -> None:
+        held, self._held = self._held or [], None
+        for event in (*missed, *held):
+            self._take(event)
+
+    def _take(self, event: Encoded) -> None:
+        if event.place <= self._after:
+            return
+        self._after = event.place
+        self.version = max(self.version, event.version)
+        if self.queue.qsize() >= LAG:
+            while not self.queue.empty():
+                self.queue.get_nowait()
+            self.queue.put_nowait(REFRESH)
+            return
+        self.queue.put_nowait(event.chunk)
+
+
+class Reader:
+    """The process's one reader: blocks on all watched sessions at once."""
+
+    def __init__(self) -> None:
+        # An XREAD here blocks longer than redis-py's default timeout of five seconds.
+        self._client = redis.asyncio.Redis.from_url(
+            settings.REDIS_URL, socket_timeout=20, socket_connect_timeout=1
+        )
+        self._quick = redis.asyncio.Redis.from_url(
+            settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1
+        )
+        self._control = f"patchbay:reader:{uuid.uuid4()}"
+        self._viewers: dict[str, set[Viewer]] = {}
+        self._positions: dict[str, str] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def watch(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
+        """Joins a viewer: what its cursor misses is in its queue when this returns, the rest
+        follows. Raises redis.RedisError or OSError when there is no answer."""
+        key = bus.key_of(chat_id)
+        if key not in self._viewers:
+            newest = await self._quick.xrevrange(key, count=1)
+            self._viewers.setdefault(key, set())
+            self._positions.setdefault(key, newest[0][0].decode() if newest else "0-0")
+        self._viewers[key].add(viewer)
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        else:
+            pipe = self._quick.pipeline(transaction=False)
+            pipe.xadd(self._control, {"w": "1"}, maxlen=1)
+            pipe.expire(self._control, 3600)
+            await pipe.execute()
+        missed = await self._quick.xrange(key, min=f"({viewer.cursor}")
+        viewer.catch_up([Encoded.of(*entry) for entry in missed])
+
+    def leave(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
+        key = bus.key_of(chat_id)
+        watching = self._viewers.get(key)
+        if watching is not None:
+            watching.discard(viewer)
+            if not watching:
+                del self._viewers[key]
+                self._positions.pop(key, None)
+
+    async def _run(self) -> None:
+        control, well = "0-0", True
+        while self._viewers:
+            try:
+                answer = await self._client.xread(
+                    {self._control: control, **self._positions}, block=10_000, count=500
+                )
+                well = True
+            except (redis.RedisError, OSError) as error:
+                if well:
+                    logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
+                well = False
+                await asyncio.sleep(1)
+                continue
+            for raw_key, found in answer.items() if isinstance(answer, dict) else answer:
+                key = raw_key.decode()
+                # RESP3 wraps a stream's entries once more.
+                entries = found[0] if found and isinstance(found[0], list) else found
+                if not entries:
+                    continue
+                newest = entries[-1][0].decode()
+                if key == self._control:
+                    control = newest
+                    continue
+                if key in self._positions:
+                    self._positions[key] = newest
+                viewers = self._viewers.get(key, ())
+                for entry in entries:
+                    event = Encoded.of(*entry)
+                    for viewer in viewers:
+                        viewer.put(event)
+
+
+_readers: dict[asyncio.AbstractEventLoop, Reader] = {}
+_open_by_person: Counter[uuid.UUID] = Counter()
+# Checks of open streams: two threads of the process, whatever the number of pages.
+_checks = concurrent.futures.ThreadPoolExecutor(2, "patchbay-watch")
+
+
+def _reader() -> Reader:
+    loop = asyncio.get_running_loop()
+    for other in [other for other in _readers if other.is_closed()]:
+        del _readers[other]
+    if loop not in _readers:
+        _readers[loop] = Reader()
+    return _readers[loop]
+
+
+def _checked(user_id: uuid.UUID, chat_id: uuid.UUID) -> Watch | None:
+    close_old_connections()
+    try:
+        return watch(user_id, chat_id)
+    finally:
+        # Back to the pool: a stream holds no database connection while it is open.
+        connections.close_all()
+
+
+@require_safe
+async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponseBase:
+    """A session's events from `Last-Event-ID`, else `?after=`; `?v=` is the version the page has.
+    404 before any byte for whom the session doesn't exist."""
+
+    def first_check() -> uuid.UUID:
+        try:
+            readable_chat(request, workspace, chat_id)
+            return request.user.pk
+        finally:
+            connections.close_all()
+
+    user_id = await sync_to_async(first_check)()
+    if _open_by_person[user_id] >= VIEWERS_A_PERSON:
+        return HttpResponse(
+            _("You have too many pages open. Close some and reload this one."), status=429
+        )
+    after = valid_cursor(request.headers.get("last-event-id") or request.GET.get("after", ""))
+    version = request.GET.get("v", "0")
+    viewer = Viewer(after, int(version) if version.isascii() and version.isdigit() else 0)
+    return StreamingHttpResponse(
+        _follow(user_id, chat_id, viewer),
+        content_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _follow(user_id: uuid.UUID, chat_id: uuid.UUID, viewer: Viewer) -> AsyncIterator[bytes]:
+    reader, loop = _reader(), asyncio.get_running_loop()
+    _open_by_person[user_id] += 1
+    joined = False
+    behind = 0
+    started = time.monotonic()
+    checked = spoke = 0.0
+    try:
+        yield b"retry: 1000\n: hello\n\n"
+        while (now := time.monotonic()) - started < LONGEST:
+            if not joined:
+                with contextlib.suppress(redis.RedisError, OSError):
+                    await reader.watch(chat_id, viewer)
+                    joined = True
+            every = (CHECK_EVERY if joined else DEGRADED_EVERY) if not behind else 1.0
+            if now - checked >= every:
+                checked = now
+                with contextlib.suppress(DatabaseError):
+                    found = await loop.run_in_executor(_checks, _checked, user_id, chat_id)
+                    if found is None:
+                        yield CLOSED
+                        return
+                    # A change that was committed a moment ago may be on its way still: two looks.
+                    behind = behind + 1 if found.version > viewer.version else 0
+                    if behind > 1 or (not joined and (behind or found.is_active)):
+                        viewer.version, behind = found.version, 0
+                        yield REFRESH
+            try:
+                chunk = await asyncio.wait_for(viewer.queue.get(), every)
+            except TimeoutError:
+                if time.monotonic() - spoke >= BEAT:
+                    spoke = time.monotonic()
+                    yield b": still here\n\n"
+                continue
+            spoke = time.monotonic()
+            while not viewer.queue.empty() and len(chunk) < 65_536:
+                chunk += viewer.queue.get_nowait()
+            yield chunk
+    finally:
+        _open_by_person[user_id] -= 1
+        if not _open_by_person[user_id]:
+            del _open_by_person[user_id]
+        reader.leave(chat_id, viewer)

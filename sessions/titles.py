@@ -1,0 +1,80 @@
+"""A title made by a model, once, after the first turn is done; silent when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from django.conf import settings
+
+from connections.models import Connection
+from connections.providers.base import (
+    ModelRequest,
+    Provider,
+    ProviderError,
+    Target,
+    TextDelta,
+    Turnlet,
+)
+from connections.targets import TargetError, availability, provider_of, target_of
+from sessions import turns
+from sessions.models import ChatSession, Message, Turn
+from workspaces.egress import client_for, provider_policy
+from workspaces.runtime import Runtime
+
+FIRST_CHARACTERS = 500
+_ASK = (
+    "Give this conversation a title of two to five words, in the language of the message. Answer "
+    "with the title alone, without quotation marks.\n\nThe message:\n"
+)
+
+
+def mini_model(connection: Connection, model: str) -> str:
+    """The connection's small model: for Anthropic the first "haiku", else the first "mini" or
+    "flash", else the last of the list."""
+    ids = connection.model_ids
+    words = ("haiku",) if connection.provider_type.startswith("anthropic") else ("mini", "flash")
+    small = next((one for one in ids if any(word in one.lower() for word in words)), None)
+    return small or (ids[-1] if ids else model)
+
+
+def _asked(chat_id: uuid.UUID) -> tuple[Provider, Target, str, str] | None:
+    """What the call needs, or None when there is no title to make."""
+    chat = ChatSession.objects.select_related("connection").filter(pk=chat_id).first()
+    if chat is None or chat.title_is_final or chat.connection is None:
+        return None
+    if availability(chat.connection) is not None:
+        return None
+    done = Turn.objects.filter(chat=chat, number=1, state=Turn.State.DONE).exists()
+    first = Message.objects.filter(chat=chat, turn__number=1, step=0).order_by("seq").first()
+    if not done or first is None or not first.text.strip():
+        return None
+    try:
+        provider, target = provider_of(chat.connection), target_of(chat.connection)
+    except TargetError:
+        return None
+    return provider, target, mini_model(chat.connection, chat.model), first.text[:FIRST_CHARACTERS]
+
+
+async def make_title(runtime: Runtime, chat_id: uuid.UUID) -> None:
+    """At most one call; nothing happens when it fails or titles are off."""
+    if not settings.TITLES:
+        return
+    asked = await runtime.db(_asked, chat_id)
+    if asked is None:
+        return
+    provider, target, model, text = asked
+    request = ModelRequest(
+        model=model, history=[Turnlet("user", [{"t": "text", "text": _ASK + text}])], max_tokens=60
+    )
+    pieces: list[str] = []
+    try:
+        async with asyncio.timeout(30):
+            async for event in provider.stream(client_for(provider_policy()), target, request):
+                if isinstance(event, TextDelta):
+                    pieces.append(event.text)
+    except (ProviderError, TimeoutError):
+        return
+    title = " ".join("".join(pieces).split()).strip("\"'“”„«»*# ")[:80]
+    if title:
+        await runtime.db(turns.rename, chat_id, title, by_model=True)

@@ -1,0 +1,228 @@
+"""A session as its page shows it: turns with their messages and blocks, what waits, what it costs.
+
+`build` reads the event stream's place before the database, so that a page never starts behind what
+it shows: events it has already are idempotent, events it lacks come.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from django.utils.functional import cached_property
+
+from connections.capabilities import Capabilities, capabilities
+from connections.choices import MidStream
+from connections.models import Connection
+from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
+from connections.sentences import Sentence, sentence
+from sessions import bus, turns
+from sessions.models import ChatSession, Message, Turn
+from sessions.reply import Block, blocks_of
+from workspaces.models import Role
+from workspaces.permissions import Access
+
+PAGE = 30  # turns a page shows at first; older ones come as one asks for them
+
+
+@dataclass(slots=True)
+class Shown:
+    """A message with its blocks (a person's has none: its text is shown as it was written)."""
+
+    message: Message
+    blocks: list[Block]
+
+    @property
+    def is_growing(self) -> bool:
+        return not self.message.is_complete
+
+
+@dataclass(slots=True)
+class ShownTurn:
+    turn: Turn
+    messages: list[Shown]
+    is_last: bool = False
+    seam: bool = False  # what stands before this turn no longer reaches the model
+
+    @property
+    def problem(self) -> Sentence | None:
+        return sentence(self.turn.error_kind) if self.turn.state == Turn.State.FAILED else None
+
+    @property
+    def can_retry(self) -> bool:
+        return self.is_last and self.turn.state in (
+            Turn.State.FAILED,
+            Turn.State.STOPPED,
+            Turn.State.INTERRUPTED,
+        )
+
+
+@dataclass(slots=True)
+class Card:
+    """A connection that can be chosen, with what it can do."""
+
+    usable: Usable
+    capabilities: Capabilities
+    is_chosen: bool
+    is_resolved: bool
+
+    @property
+    def connection(self) -> Connection:
+        return self.usable.connection
+
+
+@dataclass
+class Transcript:
+    chat: ChatSession
+    access: Access
+    cursor: str
+    turns: list[ShownTurn]
+    waiting: list[Message]
+    older: int = 0  # the number below which there are older turns; 0: none
+    _among: Candidates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._among = Candidates.of(self.chat.workspace)
+
+    @property
+    def state(self) -> str:
+        """`idle`, or the state of the last turn."""
+        return self.turns[-1].turn.state if self.turns else "idle"
+
+    @property
+    def active(self) -> Turn | None:
+        last = self.turns[-1].turn if self.turns else None
+        return last if last is not None and last.is_active else None
+
+    @cached_property
+    def resolution(self) -> Resolution:
+        choice = Choice(self.chat.connection_id, self.chat.locked_at)
+        return resolve(self.chat.workspace, choice, among=self._among)
+
+    @property
+    def connection(self) -> Connection | None:
+        """The locked one (even when it is gone), else the one a first message would lock."""
+        if self.chat.is_locked:
+            return self.chat.connection
+        return self.resolution.connection or self.chat.connection
+
+    @property
+    def model(self) -> str:
+        return self.chat.model or self.resolution.model
+
+    @property
+    def models(self) -> list[str]:
+        connection = self.resolution.connection
+        found = next(
+            (u for u in self._among.usable() if connection and u.connection.pk == connection.pk),
+            None,
+        )
+        return found.models if found else []
+
+    @cached_property
+    def capabilities(self) -> Capabilities | None:
+        return capabilities(self.connection, self.model) if self.connection else None
+
+    @property
+    def cards(self) -> list[Card]:
+        """The choice before the first message."""
+        if self.chat.is_locked:
+            return []
+        resolved = self.resolution.connection
+        return [
+            Card(
+                usable,
+                capabilities(usable.connection, usable.first_model),
+                usable.connection.pk == self.chat.connection_id,
+                resolved is not None and usable.connection.pk == resolved.pk,
+            )
+            for usable in self._among.usable()
+        ]
+
+    @property
+    def trace(self) -> list[object]:
+        return list(self.resolution.trace_for(self.access))
+
+    @property
+    def refusal(self) -> str:
+        """Why nothing can be sent, "" when it can."""
+        return self.resolution.refusal_text(admin=self.access.user.is_instance_admin)
+
+    @property
+    def may_send(self) -> bool:
+        return self.access.has(Role.MEMBER)
+
+    @property
+    def can_send(self) -> bool:
+        return self.may_send and not self.refusal
+
+    @property
+    def steers(self) -> bool:
+        """Whether a message sent now would be steered rather than queued."""
+        return (
+            self.active is not None
+            and self.connection is not None
+            and self.connection.mid_stream == MidStream.STEER
+        )
+
+    @property
+    def pause(self) -> Sentence | None:
+        return sentence(self.chat.queue_paused) if self.chat.queue_paused else None
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the last request and its reply, as the provider counted them; 0: unknown."""
+        return next(
+            (t.turn.context_tokens for t in reversed(self.turns) if t.turn.context_tokens), 0
+        )
+
+    @property
+    def context_share(self) -> int:
+        """Per cent of the model's window in use."""
+        if self.capabilities is None or not self.context_tokens:
+            return 0
+        return min(100, round(100 * self.context_tokens / self.capabilities.context_window))
+
+
+def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0) -> Transcript:
+    """The newest turns of a session; `since` only those from that number on, `before` the page of
+    older ones below it. Queries: a constant number."""
+    newest = bus.publisher.last_id(chat.pk)
+    rows = Turn.objects.filter(chat=chat).select_related("started_by").order_by("-number")
+    if since:
+        rows = rows.filter(number__gte=since)
+    if before:
+        rows = rows.filter(number__lt=before)
+    page = list(rows[: PAGE + 1]) if not since else list(rows[:200])
+    older = 0
+    if not since and len(page) > PAGE:
+        page.pop()
+        older = page[-1].number
+    page.reverse()
+    shown = _shown(page)
+    if shown and not before:
+        shown[-1].is_last = True
+    growing = next((m.message for t in shown for m in t.messages if m.is_growing), None)
+    cursor = newest if growing is None else (growing.cursor or "0-0")
+    waiting = [] if before else list(turns.waiting(chat))
+    return Transcript(chat, access, cursor, shown, waiting, older)
+
+
+def _shown(page: Sequence[Turn]) -> list[ShownTurn]:
+    by_turn: dict[uuid.UUID, list[Shown]] = {}
+    messages = (
+        Message.objects.filter(turn__in=[turn.pk for turn in page])
+        .select_related("author")
+        .prefetch_related("attachments")
+        .order_by("step", "role", "place", "seq")
+    )
+    for message in messages:
+        blocks = blocks_of(message) if message.role == Message.Role.ASSISTANT else []
+        by_turn.setdefault(message.turn_id, []).append(Shown(message, blocks))
+    # The seam stands where the newest turn that left something out began to read.
+    seam = next((t.left_out_before for t in reversed(page) if t.left_out_before), 0)
+    return [
+        ShownTurn(turn, by_turn.get(turn.pk, []), seam=bool(seam) and turn.number == seam)
+        for turn in page
+    ]

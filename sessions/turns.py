@@ -1,0 +1,777 @@
+"""The turn machine: every change of sessions, messages and turns, as functions.
+
+Each takes its lock inside `atomic()`: the session's row first (on SQLite the IMMEDIATE transaction
+is the lock), then what belongs to it. No transaction spans a provider call. Doorbells and stream
+events leave after the commit.
+
+    send ─► Message ─► no active turn? ─► Turn(pending) ─► claim ─► begin_step … ─► end
+                  └──► active turn: the connection's behaviour, read at that moment
+                         steering ─► take_steering (between steps) ─► delivered
+                         queued ───► a turn of its own when the turn ends
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F, Max, Q
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from connections.capabilities import capabilities, usable_models
+from connections.choices import MidStream
+from connections.models import Connection, WorkspaceConnection
+from connections.providers.base import ErrorKind
+from connections.resolve import Choice, Resolution, resolve
+from connections.sentences import Reason
+from sessions import bus
+from sessions.images import CheckedImage
+from sessions.models import Attachment, ChatSession, Message, Turn
+from workspaces import audit
+from workspaces.models import User
+
+logger = logging.getLogger(__name__)
+
+LEASE = dt.timedelta(seconds=15)
+MAX_CLAIMS = 3
+MAX_TEXT = 200_000  # characters of one message
+MAX_WAITING = 200  # messages of one session that wait
+FIRST_WORDS = 50  # characters of the first message that make the title at once
+
+# What another try can't cure: the queue stands still until a person resumes it.
+PAUSING = frozenset({ErrorKind.AUTH, ErrorKind.FORBIDDEN, ErrorKind.QUOTA, *Reason})
+FIRST_DELAY = 5.0  # seconds until the next queued message after a failure, doubling
+FAILURES_IN_A_ROW = 3
+
+
+class Refused(Exception):
+    """The request can't be done now; the text is for the person. `kind` is a short name."""
+
+    def __init__(self, kind: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+        self.sentence = sentence
+
+
+class Locked(Refused):
+    """The session's connection is locked."""
+
+
+class LeaseLost(Exception):
+    """Another worker, a sweep or a person has ended this turn: nothing more may be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    message: Message
+    turn: Turn | None
+    created: bool
+
+
+# -- helpers under the session's lock --------------------------------------------------------------
+
+
+def _lock(chat_id: uuid.UUID) -> ChatSession:
+    """The session's row, locked until the transaction's end. Call inside `atomic()`."""
+    return (
+        ChatSession.objects.select_for_update(of=("self",))
+        .select_related("workspace", "connection")
+        .get(pk=chat_id)
+    )
+
+
+def _changed(chat: ChatSession, *fields: str) -> None:
+    """Counts the change and tells open pages after the commit. One UPDATE."""
+    chat.version += 1
+    chat.save(update_fields=["version", *fields])
+    chat_id, version = chat.pk, chat.version
+    transaction.on_commit(lambda: bus.publisher.publish(chat_id, "changed", {"v": version}))
+
+
+def _ring(turn: Turn) -> None:
+    """After the commit, tells the workers; when nobody hears, their sweep finds the row."""
+    from sessions.tasks import ring
+
+    transaction.on_commit(lambda: ring(turn.pk))
+
+
+def _active_turn(chat: ChatSession) -> Turn | None:
+    return Turn.objects.filter(chat=chat, state__in=Turn.ACTIVE).first()
+
+
+def _next_seq(chat: ChatSession) -> int:
+    return (Message.objects.filter(chat=chat).aggregate(top=Max("seq"))["top"] or 0) + 1
+
+
+def _start_turn(chat: ChatSession, message: Message) -> Turn:
+    number = (Turn.objects.filter(chat=chat).aggregate(top=Max("number"))["top"] or 0) + 1
+    turn = Turn.objects.create(
+        chat=chat, number=number, model=chat.model, started_by_id=message.author_id
+    )
+    message.turn, message.step, message.delivery = turn, 0, Message.Delivery.SENT
+    message.save(update_fields=["turn", "step", "delivery"])
+    return turn
+
+
+def waiting(chat: ChatSession) -> Iterable[Message]:
+    """The steering and queued messages, in the order in which they will go."""
+    return (
+        Message.objects.filter(chat=chat, delivery__in=Message.WAITING)
+        .select_related("author")
+        .prefetch_related("attachments")
+        .order_by("delivery", "place", "seq")
+    )
+
+
+def _advance(chat: ChatSession) -> Turn | None:
+    """Starts the next queued message's turn when nothing stands against it. Under the lock."""
+    if chat.queue_paused or _active_turn(chat) is not None:
+        return None
+    if chat.queue_not_before is not None and chat.queue_not_before > timezone.now():
+        return None
+    message = (
+        Message.objects.filter(chat=chat, delivery=Message.Delivery.QUEUED)
+        .order_by("place", "seq")
+        .first()
+    )
+    if message is None:
+        return None
+    chat.queue_not_before = None
+    turn = _start_turn(chat, message)
+    _changed(chat, "queue_not_before")
+    _ring(turn)
+    return turn
+
+
+def _resolved(chat: ChatSession, actor: User, choice: Choice) -> Resolution:
+    """The resolution, or `Refused` with the reason in the words that the person may act on."""
+    resolution = resolve(chat.workspace, choice)
+    if resolution.refusal is not None:
+        raise Refused(resolution.refusal, resolution.refusal_text(admin=actor.is_instance_admin))
+    return resolution
+
+
+# -- what people do --------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def send(
+    chat_id: uuid.UUID,
+    author: User,
+    text: str,
+    *,
+    client_key: str = "",
+    images: Sequence[CheckedImage] = (),
+    ring: bool = True,
+) -> Sent:
+    """Accepts a message; the first one of a session locks its connection, in this transaction.
+
+    The same `client_key` again is the same message. Raises `Refused` with a sentence. With `ring`
+    off the caller runs the turn itself. Locks the session.
+    """
+    chat = _lock(chat_id)
+    if client_key:
+        same = Message.objects.filter(chat=chat, client_key=client_key).first()
+        if same is not None:
+            return Sent(same, same.turn, created=False)
+    text = clean_text(text)
+    if not text.strip() and not images:
+        raise Refused("empty", _("Write a message first."))
+    if len(text) > MAX_TEXT:
+        raise Refused(
+            "too_large",
+            _("This message has %(count)s characters; %(most)s is the most one can have.")
+            % {"count": len(text), "most": MAX_TEXT},
+        )
+    connection = _lock_connection(chat, author)
+    if images and not capabilities(connection, chat.model).supports_images:
+        raise Refused(
+            "images",
+            _("The model %(model)s doesn't take images. Remove them, or choose another model.")
+            % {"model": chat.model},
+        )
+    if Message.objects.filter(chat=chat, delivery__in=Message.WAITING).count() >= MAX_WAITING:
+        raise Refused(
+            "queue_full", _("So many messages wait already that no more can be taken for now.")
+        )
+    seq = _next_seq(chat)
+    message = Message.objects.create(
+        chat=chat,
+        seq=seq,
+        place=seq,
+        role=Message.Role.USER,
+        author=author,
+        client_key=client_key or None,
+        text=text,
+        parts=[{"t": "text", "text": text}] if text.strip() else [],
+    )
+    for position, image in enumerate(images):
+        _attach(message, position, image)
+    turn = _active_turn(chat)
+    started = None
+    if turn is not None:
+        steers = connection.mid_stream == MidStream.STEER and not turn.stop_requested_at
+        message.delivery = Message.Delivery.STEERING if steers else Message.Delivery.QUEUED
+        message.save(update_fields=["delivery"])
+    elif Message.objects.filter(chat=chat, delivery=Message.Delivery.QUEUED).exists():
+        message.delivery = Message.Delivery.QUEUED
+        message.save(update_fields=["delivery"])
+        started = _advance(chat)
+    else:
+        chat.queue_paused, chat.queue_not_before = "", None
+        started = _start_turn(chat, message)
+        if ring:
+            _ring(started)
+    chat.updated_at = timezone.now()
+    if not chat.title:
+        chat.title = first_words(text) or _("Image")
+    _changed(chat, "updated_at", "title", "queue_paused", "queue_not_before")
+    return Sent(message, started or turn, created=True)
+
+
+def _lock_connection(chat: ChatSession, actor: User) -> Connection:
+    """Resolves and locks the session's connection at its first message, or checks that the locked
+    one can be used. Under the session's lock. Raises `Refused`."""
+    resolution = _resolved(chat, actor, Choice(chat.connection_id, chat.locked_at))
+    connection = resolution.connection
+    assert connection is not None
+    if chat.locked_at is None:
+        chat.connection = connection
+        if chat.model not in _models(chat, connection):
+            chat.model = resolution.model
+        chat.locked_at = timezone.now()
+        chat.save(update_fields=["connection", "model", "locked_at"])
+        audit.record(
+            actor,
+            "session.lock",
+            chat,
+            workspace_id=chat.workspace_id,
+            label=str(chat.pk),
+            connection=connection.slug,
+            rule=str(resolution.rule),
+        )
+    return connection
+
+
+def _models(chat: ChatSession, connection: Connection) -> list[str]:
+    row = WorkspaceConnection.objects.filter(
+        workspace_id=chat.workspace_id, connection=connection
+    ).first()
+    return usable_models(connection, row)
+
+
+def _attach(message: Message, position: int, image: CheckedImage) -> None:
+    from django.core.files.base import ContentFile
+
+    attachment = Attachment(
+        message=message,
+        position=position,
+        media_type=image.media_type,
+        name=image.name,
+        width=image.width,
+        height=image.height,
+        size=len(image.data),
+    )
+    attachment.file.save(image.name, ContentFile(image.data), save=False)
+    attachment.save()
+
+
+def clean_text(text: str) -> str:
+    """NUL and lone surrogates can't be stored; CRLF of a form becomes a newline."""
+    text = text.replace("\r\n", "\n").replace("\x00", "\ufffd")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def first_words(text: str) -> str:
+    line = " ".join(text.split())
+    if len(line) <= FIRST_WORDS:
+        return line
+    head = line[:FIRST_WORDS]
+    return (head.rsplit(" ", 1)[0] if " " in head else head).rstrip(".,;:") + "…"
+
+
+@transaction.atomic
+def choose_connection(chat_id: uuid.UUID, actor: User, connection: Connection | None) -> None:
+    """The choice before the first message; None goes back to the defaults. Raises `Locked`
+    afterwards, `Refused` when the connection can't be used here. Locks the session."""
+    chat = _lock(chat_id)
+    if chat.locked_at is not None:
+        raise Locked(
+            "locked",
+            _("This session is locked to its connection since the first message."),
+        )
+    if connection is not None:
+        _resolved(chat, actor, Choice(connection.pk))
+    chat.connection = connection
+    chat.model = ""
+    _changed(chat, "connection", "model")
+
+
+@transaction.atomic
+def choose_model(chat_id: uuid.UUID, actor: User, model: str) -> None:
+    """Another model of the same connection, from the next turn on. Raises `Refused`."""
+    chat = _lock(chat_id)
+    connection = chat.connection or _resolved(chat, actor, Choice()).connection
+    assert connection is not None
+    if model not in _models(chat, connection):
+        raise Refused(
+            "model", _("%(model)s isn't among this connection's models here.") % {"model": model}
+        )
+    chat.model = model
+    _changed(chat, "model")
+
+
+@transaction.atomic
+def rename(chat_id: uuid.UUID, title: str, *, by_model: bool = False) -> None:
+    """A title by a person or, once, by a model, which never replaces the former's."""
+    chat = _lock(chat_id)
+    if by_model and chat.title_is_final:
+        return
+    chat.title, chat.title_is_final = clean_text(" ".join(title.split()))[:200], True
+    _changed(chat, "title", "title_is_final")
+
+
+@transaction.atomic
+def share(chat_id: uuid.UUID, actor: User, shared: bool) -> None:
+    """Opens a session to its workspace, or closes it again."""
+    chat = _lock(chat_id)
+    if chat.shared == shared:
+        return
+    chat.shared = shared
+    _changed(chat, "shared")
+    audit.record(
+        actor,
+        "session.share" if shared else "session.unshare",
+        chat,
+        workspace_id=chat.workspace_id,
+        label=str(chat.pk),
+    )
+
+
+@transaction.atomic
+def stop(chat_id: uuid.UUID, *, queued: str = "return") -> list[Message]:
+    """Asks for the end of the running turn. With `queued="return"` the waiting messages are
+    cancelled and returned, so that their texts go back to the composer; with "continue" they go
+    on. A turn that no worker has taken yet ends here. Locks the session."""
+    chat = _lock(chat_id)
+    turn = _active_turn(chat)
+    if turn is None:
+        return []
+    returned: list[Message] = []
+    if queued != "continue":
+        returned = list(waiting(chat))
+        for message in returned:
+            message.delivery = Message.Delivery.CANCELLED
+        Message.objects.bulk_update(returned, ["delivery"])
+    else:
+        _requeue_steering(chat)
+    if turn.stop_requested_at is None:
+        turn.stop_requested_at = timezone.now()
+        turn.stop_queued = "continue" if queued == "continue" else "return"
+        turn.save(update_fields=["stop_requested_at", "stop_queued"])
+    if turn.state == Turn.State.PENDING:
+        _end(chat, turn, Turn.State.STOPPED)
+    else:
+        _changed(chat)
+    return returned
+
+
+@transaction.atomic
+def retry(chat_id: uuid.UUID, actor: User) -> Turn:
+    """The last turn once more, when it failed, was stopped or interrupted: what the model had
+    said is dropped, what people had said stays. Raises `Refused`. Locks the session."""
+    chat = _lock(chat_id)
+    turn = Turn.objects.filter(chat=chat).order_by("-number").first()
+    if turn is None or turn.is_active or turn.state == Turn.State.DONE:
+        raise Refused("nothing_to_retry", _("There is nothing to try again."))
+    _resolved(chat, actor, Choice(chat.connection_id, chat.locked_at))
+    Message.objects.filter(turn=turn, role=Message.Role.ASSISTANT).delete()
+    Message.objects.filter(turn=turn).update(step=0)
+    fresh = Turn(pk=turn.pk, chat=chat, number=turn.number, model=chat.model)
+    fresh.started_by, fresh.created_at = actor, turn.created_at
+    fresh.save(force_update=True)
+    chat.queue_paused, chat.queue_not_before, chat.failures = "", None, 0
+    _changed(chat, "queue_paused", "queue_not_before", "failures")
+    _ring(fresh)
+    return fresh
+
+
+@transaction.atomic
+def resume(chat_id: uuid.UUID) -> Turn | None:
+    """Lets a paused queue go on. Locks the session."""
+    chat = _lock(chat_id)
+    chat.queue_paused, chat.queue_not_before, chat.failures = "", None, 0
+    _changed(chat, "queue_paused", "queue_not_before", "failures")
+    return _advance(chat)
+
+
+def _waiting_message(chat: ChatSession, message_id: uuid.UUID) -> Message:
+    message = Message.objects.filter(chat=chat, pk=message_id).first()
+    if message is None or message.delivery not in Message.WAITING:
+        raise Refused("gone", _("This message is on its way already and can't be changed."))
+    return message
+
+
+@transaction.atomic
+def edit_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, text: str) -> Message:
+    """Changes a message that waits. Raises `Refused` once it was claimed. Locks the session."""
+    chat = _lock(chat_id)
+    message = _waiting_message(chat, message_id)
+    text = clean_text(text)
+    if not text.strip() or len(text) > MAX_TEXT:
+        raise Refused("empty", _("Write a message first, or cancel this one."))
+    message.text, message.parts = text, [{"t": "text", "text": text}]
+    message.save(update_fields=["text", "parts"])
+    _changed(chat)
+    return message
+
+
+@transaction.atomic
+def cancel_waiting(chat_id: uuid.UUID, message_id: uuid.UUID) -> Message:
+    """Takes a message back that waits. Raises `Refused` once it was claimed. Locks the session."""
+    chat = _lock(chat_id)
+    message = _waiting_message(chat, message_id)
+    message.delivery = Message.Delivery.CANCELLED
+    message.save(update_fields=["delivery"])
+    _changed(chat)
+    return message
+
+
+@transaction.atomic
+def promote_waiting(chat_id: uuid.UUID, message_id: uuid.UUID) -> Message:
+    """A queued message is steered into the running turn instead. Locks the session."""
+    chat = _lock(chat_id)
+    message = _waiting_message(chat, message_id)
+    turn = _active_turn(chat)
+    if turn is None or turn.stop_requested_at:
+        raise Refused("no_turn", _("There is no running reply to steer."))
+    message.delivery = Message.Delivery.STEERING
+    message.save(update_fields=["delivery"])
+    _changed(chat)
+    return message
+
+
+@transaction.atomic
+def move_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, *, earlier: bool) -> None:
+    """Swaps a queued message with its neighbour. Locks the session."""
+    chat = _lock(chat_id)
+    message = _waiting_message(chat, message_id)
+    row = list(
+        Message.objects.filter(chat=chat, delivery=Message.Delivery.QUEUED).order_by("place", "seq")
+    )
+    index = next((i for i, other in enumerate(row) if other.pk == message.pk), None)
+    if index is None:
+        raise Refused("not_queued", _("Only queued messages have an order to change."))
+    other = index - 1 if earlier else index + 1
+    if not 0 <= other < len(row):
+        return
+    row[index], row[other] = row[other], row[index]
+    for place, queued in zip(sorted(m.place for m in row), row, strict=True):
+        queued.place = place
+    Message.objects.bulk_update(row, ["place"])
+    _changed(chat)
+
+
+# -- what workers do -------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def claim(turn_id: uuid.UUID) -> Turn | None:
+    """Takes a pending turn for this worker, or None when somebody else has it or it is gone.
+
+    A compare-and-set on the state: the same task delivered twice, at the same moment or hours
+    later, gives one claim. Writes the audit row for the use of the connection's secret.
+    """
+    now, token = timezone.now(), uuid.uuid4()
+    took = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING, claims__lt=MAX_CLAIMS).update(
+        state=Turn.State.RUNNING,
+        lease_token=token,
+        lease_until=now + LEASE,
+        claims=F("claims") + 1,
+        started_at=now,
+    )
+    if not took:
+        return None
+    turn = Turn.objects.select_related(
+        "chat", "chat__workspace", "chat__owner", "chat__connection", "started_by"
+    ).get(pk=turn_id)
+    chat, connection = turn.chat, turn.chat.connection
+    if connection is not None:
+        audit.record(
+            turn.started_by or "worker",
+            "secret.use",
+            connection,
+            workspace_id=chat.workspace_id,
+            session=str(chat.pk),
+            turn=turn.number,
+            host=connection.origin or connection.provider_type,
+        )
+    _bump(chat.pk)
+    return turn
+
+
+def _bump(chat_id: uuid.UUID) -> None:
+    """Counts a change without the session's lock, and tells open pages."""
+    ChatSession.objects.filter(pk=chat_id).update(version=F("version") + 1)
+    version = ChatSession.objects.values_list("version", flat=True).get(pk=chat_id)
+    transaction.on_commit(lambda: bus.publisher.publish(chat_id, "changed", {"v": version}))
+
+
+def _held(turn_id: uuid.UUID, token: uuid.UUID) -> Any:
+    """The turn's row while this worker holds it. Every write of a worker goes through it."""
+    return Turn.objects.filter(pk=turn_id, lease_token=token, state=Turn.State.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step begun: its number, the row its reply goes to, and what was steered in before it."""
+
+    number: int
+    message_id: uuid.UUID
+    steered: Sequence[Message]
+
+
+@transaction.atomic
+def begin_step(turn: Turn, token: uuid.UUID, number: int) -> Step:
+    """Before a request leaves: takes the steering messages (from the second step on), makes the
+    reply's row and records `request_sent`. Raises `LeaseLost`. Locks the session."""
+    chat = _lock(turn.chat_id)
+    if not _held(turn.pk, token).update(step=number, request_sent=True):
+        raise LeaseLost
+    steered: list[Message] = []
+    if number > 1:
+        steered = list(
+            Message.objects.filter(chat=chat, delivery=Message.Delivery.STEERING)
+            .prefetch_related("attachments")
+            .order_by("place", "seq")
+        )
+        for message in steered:
+            message.delivery, message.turn, message.step = (
+                Message.Delivery.DELIVERED,
+                turn,
+                number - 1,
+            )
+        Message.objects.bulk_update(steered, ["delivery", "turn", "step"])
+    reply = Message.objects.create(
+        chat=chat,
+        seq=_next_seq(chat),
+        role=Message.Role.ASSISTANT,
+        turn=turn,
+        step=number,
+        is_complete=False,
+    )
+    _changed(chat)
+    return Step(number, reply.pk, steered)
+
+
+def save_progress(
+    turn_id: uuid.UUID,
+    token: uuid.UUID,
+    message_id: uuid.UUID,
+    *,
+    text: str,
+    parts: list[dict[str, Any]],
+    cursor: str,
+) -> bool:
+    """A checkpoint of a growing reply; False when the lease is lost. One UPDATE."""
+    return bool(
+        Message.objects.filter(
+            pk=message_id,
+            is_complete=False,
+            turn_id=turn_id,
+            turn__lease_token=token,
+            turn__state=Turn.State.RUNNING,
+        ).update(text=text, parts=parts, cursor=cursor)
+    )
+
+
+@transaction.atomic
+def finish_step(
+    turn_id: uuid.UUID,
+    token: uuid.UUID,
+    message_id: uuid.UUID,
+    *,
+    text: str,
+    parts: list[dict[str, Any]],
+    usage: dict[str, int],
+    left_out_before: int,
+) -> None:
+    """Stores a step's whole reply with the results of its tools. Raises `LeaseLost`."""
+    if not _held(turn_id, token).update(
+        **{name: F(name) + value for name, value in usage.items() if name != "context_tokens"},
+        context_tokens=usage["context_tokens"],
+        left_out_before=left_out_before,
+    ):
+        raise LeaseLost
+    Message.objects.filter(pk=message_id).update(text=text, parts=parts, is_complete=True)
+
+
+@transaction.atomic
+def end(
+    turn: Turn,
+    token: uuid.UUID,
+    state: Turn.State,
+    *,
+    error_kind: str = "",
+    error_detail: str = "",
+    retry_after: float | None = None,
+    cost: Any = None,
+    reply: tuple[uuid.UUID, str, list[dict[str, Any]]] | None = None,
+) -> None:
+    """Ends a turn, keeps the partial reply, and decides how the queue goes on. Raises `LeaseLost`.
+    Locks the session."""
+    chat = _lock(turn.chat_id)
+    mine = _held(turn.pk, token).first()
+    if mine is None:
+        raise LeaseLost
+    if reply is not None:
+        message_id, text, parts = reply
+        Message.objects.filter(pk=message_id).update(text=text, parts=parts)
+    mine.cost = cost
+    if state == Turn.State.INTERRUPTED and not mine.request_sent:
+        # Nothing had left for the provider: another worker takes it.
+        _put_back(chat, mine)
+        return
+    mine.error_kind, mine.error_detail = error_kind, error_detail[:600]
+    mine.retry_after = retry_after
+    _end(chat, mine, state)
+
+
+def _end(chat: ChatSession, turn: Turn, state: Turn.State) -> None:
+    """The end of a turn, under the session's lock: undelivered steering is queued, the queue goes
+    on, waits or pauses."""
+    turn.state, turn.ended_at = state, timezone.now()
+    turn.lease_token = turn.lease_until = None
+    turn.save(
+        update_fields=[
+            "state",
+            "ended_at",
+            "lease_token",
+            "lease_until",
+            "cost",
+            "error_kind",
+            "error_detail",
+            "retry_after",
+        ]
+    )
+    Message.objects.filter(turn=turn, is_complete=False).update(is_complete=True)
+    # An empty reply of a turn that didn't come to speak isn't a message.
+    Message.objects.filter(turn=turn, role=Message.Role.ASSISTANT, text="", parts=[]).delete()
+    _requeue_steering(chat)
+    if state == Turn.State.FAILED:
+        chat.failures += 1
+        if turn.error_kind in PAUSING or chat.failures >= FAILURES_IN_A_ROW:
+            chat.queue_paused, chat.queue_not_before = turn.error_kind or "failed", None
+        else:
+            delay = turn.retry_after or FIRST_DELAY * 2 ** (chat.failures - 1)
+            chat.queue_not_before = timezone.now() + dt.timedelta(seconds=min(delay, 3600))
+    else:
+        chat.failures, chat.queue_not_before = 0, None
+    chat.updated_at = timezone.now()
+    _changed(chat, "failures", "queue_paused", "queue_not_before", "updated_at")
+    if not Message.objects.filter(chat=chat, delivery=Message.Delivery.QUEUED).exists():
+        # Nothing waits: the next message starts at once, whatever happened to the last.
+        chat.queue_paused, chat.queue_not_before = "", None
+        chat.save(update_fields=["queue_paused", "queue_not_before"])
+    chat_id, version, turn_id = chat.pk, chat.version, str(turn.pk)
+    transaction.on_commit(
+        lambda: bus.publisher.publish(
+            chat_id, "turn-end", {"v": version, "turn": turn_id, "state": str(state)}
+        )
+    )
+    _advance(chat)
+
+
+def _requeue_steering(chat: ChatSession) -> None:
+    Message.objects.filter(chat=chat, delivery=Message.Delivery.STEERING).update(
+        delivery=Message.Delivery.QUEUED
+    )
+
+
+def renew(tokens: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """The heartbeat of a worker: lengthens its leases, returns those it still holds."""
+    Turn.objects.filter(lease_token__in=tokens, state=Turn.State.RUNNING).update(
+        lease_until=timezone.now() + LEASE
+    )
+    return held(tokens)
+
+
+def held(tokens: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Which of these leases still hold."""
+    return set(
+        Turn.objects.filter(lease_token__in=tokens, state=Turn.State.RUNNING).values_list(
+            "lease_token", flat=True
+        )
+    )
+
+
+def stops_requested(tokens: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    return set(
+        Turn.objects.filter(
+            lease_token__in=tokens, state=Turn.State.RUNNING, stop_requested_at__isnull=False
+        ).values_list("lease_token", flat=True)
+    )
+
+
+# -- the sweep -------------------------------------------------------------------------------------
+
+
+def sweep() -> list[uuid.UUID]:
+    """Finds what nobody holds and returns the turns to run: pending ones that no doorbell
+    reached, and those put back. Leases that ran out end as interrupted once a request had left, as
+    failed after three claims, else go back. Any number of sweeps at once are harmless."""
+    now = timezone.now()
+    for turn_id in Turn.objects.filter(state=Turn.State.RUNNING, lease_until__lt=now).values_list(
+        "pk", flat=True
+    )[:500]:
+        _give_up_lease(turn_id)
+    waiting_since = ChatSession.objects.filter(
+        Q(queue_not_before__isnull=True) | Q(queue_not_before__lte=now),
+        queue_paused="",
+        messages__delivery=Message.Delivery.QUEUED,
+    ).exclude(turns__state__in=Turn.ACTIVE)
+    for chat_id in waiting_since.values_list("pk", flat=True).distinct()[:500]:
+        with transaction.atomic():
+            _advance(_lock(chat_id))
+    return list(
+        Turn.objects.filter(state=Turn.State.PENDING, created_at__lt=now - dt.timedelta(seconds=1))
+        .order_by("created_at")
+        .values_list("pk", flat=True)[:1000]
+    )
+
+
+@transaction.atomic
+def _give_up_lease(turn_id: uuid.UUID) -> None:
+    turn = Turn.objects.filter(pk=turn_id).first()
+    if turn is None:
+        return
+    chat = _lock(turn.chat_id)
+    turn.refresh_from_db()
+    if (
+        turn.state != Turn.State.RUNNING
+        or turn.lease_until is None
+        or turn.lease_until >= timezone.now()
+    ):
+        return
+    if turn.stop_requested_at is not None:
+        _end(chat, turn, Turn.State.STOPPED)
+    elif turn.request_sent:
+        _end(chat, turn, Turn.State.INTERRUPTED)
+    elif turn.claims >= MAX_CLAIMS:
+        turn.error_kind = "worker_lost"
+        _end(chat, turn, Turn.State.FAILED)
+    else:
+        _put_back(chat, turn)
+
+
+def _put_back(chat: ChatSession, turn: Turn) -> None:
+    turn.state, turn.lease_token, turn.lease_until = Turn.State.PENDING, None, None
+    turn.save(update_fields=["state", "lease_token", "lease_until"])
+    _changed(chat)
+    _ring(turn)

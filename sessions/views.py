@@ -1,0 +1,305 @@
+"""The pages of sessions. Every page works without JavaScript: a plain post is redirected (303);
+htmx gets the fragment that changed."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from django.core.paginator import Paginator
+from django.db import transaction
+from django.db.models import Exists, OuterRef
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_POST, require_safe
+
+from connections.models import Connection
+from connections.resolve import resolve
+from sessions import turns
+from sessions.access import owned_chat, readable_chat, visible_chats, writable_chat
+from sessions.images import ImageRefused, check_images
+from sessions.models import Attachment, ChatSession, Turn
+from sessions.transcript import build
+from workspaces import audit
+from workspaces.models import Role
+from workspaces.permissions import workspace_for
+
+PAGE = 50
+
+
+@require_safe
+def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
+    """The workspace's sessions that the person may read, newest first. Queries: constant."""
+    access = workspace_for(request, workspace)
+    request.session["workspace"] = access.workspace.slug
+    chats = (
+        visible_chats(access)
+        .select_related("owner", "connection")
+        .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
+    )
+    page = Paginator(chats, PAGE).get_page(request.GET.get("page"))
+    context = {
+        "access": access,
+        "workspace": access.workspace,
+        "page": page,
+        "may_create": access.has(Role.MEMBER),
+        "resolution": resolve(access.workspace) if not page.object_list else None,
+    }
+    return render(request, "sessions/list.html", context)
+
+
+@require_POST
+def chat_create(request: HttpRequest, workspace: str) -> HttpResponse:
+    access = workspace_for(request, workspace, Role.MEMBER)
+    with transaction.atomic():
+        chat = ChatSession.objects.create(workspace=access.workspace, owner=access.user)
+        audit.record(
+            access.user,
+            "session.create",
+            chat,
+            workspace_id=access.workspace.pk,
+            label=str(chat.pk),
+        )
+    return redirect(chat)
+
+
+@require_safe
+def chat_detail(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    chat = readable_chat(request, workspace, chat_id)
+    request.session["workspace"] = chat.workspace.slug
+    returned = request.session.pop(f"returned:{chat.pk}", "")
+    return render(request, "sessions/detail.html", _context(chat, draft=returned))
+
+
+@require_safe
+def chat_turns(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """What open pages ask for when something changed: the turns from `since` on, what waits, the
+    state; or with `before` the page of older turns."""
+    chat = readable_chat(request, workspace, chat_id)
+    since, before = _int(request.GET.get("since", "")), _int(request.GET.get("before", ""))
+    context = _context(chat, since=since, before=before)
+    template = "sessions/detail.html#older" if before else "sessions/detail.html#update"
+    return render(request, template, {**context, "since": since})
+
+
+def _int(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+
+
+def _context(
+    chat: ChatSession, *, since: int = 0, before: int = 0, draft: str = "", problem: str = ""
+) -> dict[str, Any]:
+    access = chat.access  # type: ignore[attr-defined]
+    transcript = build(chat, access, since=since, before=before)
+    return {
+        "chat": chat,
+        "access": access,
+        "workspace": chat.workspace,
+        "transcript": transcript,
+        "draft": draft,
+        "problem": problem,
+        "client_key": uuid.uuid4().hex,
+        "is_owner": chat.owner_id == access.user.pk,
+    }
+
+
+def _back(chat: ChatSession) -> HttpResponse:
+    response = redirect(chat)
+    response.status_code = 303
+    return response
+
+
+def _answer(
+    request: HttpRequest,
+    chat: ChatSession,
+    *,
+    draft: str = "",
+    problem: str = "",
+    status: int = 200,
+) -> HttpResponse:
+    """What changed, for htmx; for a plain form the page again (with its text, when refused)."""
+    access = chat.access  # type: ignore[attr-defined]
+    chat = ChatSession.objects.select_related("workspace", "owner", "connection").get(pk=chat.pk)
+    chat.access = access  # type: ignore[attr-defined]
+    if request.htmx:
+        since = _int(request.POST.get("since", ""))
+        context = _context(chat, since=since, draft=draft, problem=problem)
+        return render(
+            request, "sessions/detail.html#answer", {**context, "since": since}, status=status
+        )
+    if problem:
+        context = _context(chat, draft=draft, problem=problem)
+        return render(request, "sessions/detail.html", context, status=status)
+    if draft:
+        request.session[f"returned:{chat.pk}"] = draft
+    return _back(chat)
+
+
+_STATUS = {"locked": 409, "empty": 422, "images": 422, "too_large": 422, "model": 422}
+
+
+def _refused(
+    request: HttpRequest, chat: ChatSession, refusal: turns.Refused, draft: str = ""
+) -> HttpResponse:
+    status = _STATUS.get(refusal.kind, 409)
+    return _answer(request, chat, draft=draft, problem=refusal.sentence, status=status)
+
+
+@require_POST
+def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """Accepts a message: `text`, `client_key` (made here when left out), `images`."""
+    chat = writable_chat(request, workspace, chat_id)
+    text = request.POST.get("text", "")
+    try:
+        images = check_images(request.FILES.getlist("images"))
+    except ImageRefused as refusal:
+        return _answer(request, chat, draft=text, problem=str(refusal), status=422)
+    try:
+        turns.send(
+            chat.pk,
+            request.user,
+            text,
+            client_key=request.POST.get("client_key", "")[:64],
+            images=images,
+        )
+    except turns.Refused as refusal:
+        return _refused(request, chat, refusal, draft=text)
+    return _answer(request, chat)
+
+
+@require_POST
+def chat_stop(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    chat = writable_chat(request, workspace, chat_id)
+    returned = turns.stop(chat.pk, queued=request.POST.get("queued", "return"))
+    texts = [request.POST.get("text", "").strip(), *(message.text for message in returned)]
+    return _answer(request, chat, draft="\n\n".join(text for text in texts if text))
+
+
+@require_POST
+def chat_retry(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    chat = writable_chat(request, workspace, chat_id)
+    try:
+        turns.retry(chat.pk, request.user)
+    except turns.Refused as refusal:
+        return _refused(request, chat, refusal)
+    return _answer(request, chat)
+
+
+@require_POST
+def chat_resume(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    chat = writable_chat(request, workspace, chat_id)
+    turns.resume(chat.pk)
+    return _answer(request, chat)
+
+
+@require_POST
+def chat_connection(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """The choice before the first message: `connection` is a slug, or empty for the defaults."""
+    chat = writable_chat(request, workspace, chat_id)
+    slug = request.POST.get("connection", "")
+    connection = None
+    if slug:
+        connection = Connection.objects.visible_to(chat.workspace).filter(slug=slug[:64]).first()
+        if connection is None and not chat.is_locked:
+            raise Http404
+    try:
+        turns.choose_connection(chat.pk, request.user, connection)
+    except turns.Refused as refusal:
+        return _refused(request, chat, refusal)
+    return _answer(request, chat)
+
+
+@require_POST
+def chat_model(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    chat = writable_chat(request, workspace, chat_id)
+    try:
+        turns.choose_model(chat.pk, request.user, request.POST.get("model", "")[:200])
+    except turns.Refused as refusal:
+        return _refused(request, chat, refusal)
+    return _answer(request, chat)
+
+
+@require_POST
+def chat_share(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """`shared` = true: colleagues read and follow, members send; false: the owner alone."""
+    chat = owned_chat(request, workspace, chat_id)
+    turns.share(chat.pk, request.user, request.POST.get("shared") == "true")
+    return _answer(request, chat)
+
+
+@require_POST
+def chat_rename(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    chat = writable_chat(request, workspace, chat_id)
+    title = request.POST.get("title", "").strip()
+    if title:
+        turns.rename(chat.pk, title)
+    return _answer(request, chat)
+
+
+@require_POST
+def message_edit(
+    request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
+) -> HttpResponse:
+    return _on_waiting(
+        request,
+        workspace,
+        chat_id,
+        lambda chat: turns.edit_waiting(chat, message_id, request.POST.get("text", "")),
+    )
+
+
+@require_POST
+def message_cancel(
+    request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
+) -> HttpResponse:
+    return _on_waiting(
+        request, workspace, chat_id, lambda chat: turns.cancel_waiting(chat, message_id)
+    )
+
+
+@require_POST
+def message_promote(
+    request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
+) -> HttpResponse:
+    return _on_waiting(
+        request, workspace, chat_id, lambda chat: turns.promote_waiting(chat, message_id)
+    )
+
+
+@require_POST
+def message_move(
+    request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
+) -> HttpResponse:
+    earlier = request.POST.get("direction") != "later"
+    return _on_waiting(
+        request,
+        workspace,
+        chat_id,
+        lambda chat: turns.move_waiting(chat, message_id, earlier=earlier),
+    )
+
+
+def _on_waiting(request: HttpRequest, workspace: str, chat_id: uuid.UUID, act: Any) -> HttpResponse:
+    chat = writable_chat(request, workspace, chat_id)
+    try:
+        act(chat.pk)
+    except turns.Refused as refusal:
+        return _refused(request, chat, refusal)
+    return _answer(request, chat)
+
+
+@require_safe
+def attachment_file(
+    request: HttpRequest, workspace: str, chat_id: uuid.UUID, attachment_id: uuid.UUID
+) -> HttpResponse:
+    """An image of a session: only for those who may read the session, never as a page."""
+    chat = readable_chat(request, workspace, chat_id)
+    attachment = get_object_or_404(Attachment, pk=attachment_id, message__chat=chat)
+    response = FileResponse(
+        attachment.file.open("rb"),
+        content_type=attachment.media_type,
+        filename=f"{attachment.pk}{attachment.SUFFIX[attachment.media_type]}",
+    )
+    response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
+    response.headers["Cache-Control"] = "private, max-age=3600"
+    return response

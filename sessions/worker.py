@@ -1,0 +1,217 @@
+"""What a worker process does beside its turns: heartbeats, checkpoints, Stop, and the sweep.
+
+`Crew` holds the turns that this process runs. The heartbeat has a thread of its own, so that a
+busy loop or a slow database thread doesn't cost the leases; it also hears of Stop from the
+database, so that Stop works with Redis dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import uuid
+
+from django.conf import settings
+from django.db import DatabaseError, close_old_connections, connection, transaction
+
+from sessions import turns
+from sessions.agent import Agent, Live
+from sessions.bus import Writer
+from sessions.reply import text_of
+from workspaces.egress import close_clients
+from workspaces.runtime import Runtime, get_runtime
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = 4.0  # seconds; a lease lasts 15
+LISTEN = 0.5  # seconds between two looks for Stop
+CHECKPOINT = 1.0
+SWEEP = 3.0
+
+
+class Crew:
+    """The turns that this process runs, and the threads that keep them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.live: dict[uuid.UUID, Live] = {}  # by lease token
+        self._writer: Writer | None = None
+        self._draining = False
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def writer(self) -> Writer:
+        """The process's one writer; made on the loop that uses it."""
+        if self._writer is None:
+            self._writer = Writer()
+        return self._writer
+
+    def start(self) -> None:
+        """Starts the threads and the loop's chores, once."""
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._thread = threading.Thread(target=self._keep, name="patchbay-lease", daemon=True)
+            self._thread.start()
+        self.runtime.submit(self._chores(), name="chores")
+
+    @property
+    def has_room(self) -> bool:
+        return not self._draining and len(self.live) < settings.TURNS_PER_WORKER
+
+    def take(self, turn_id: uuid.UUID) -> bool:
+        """Claims a turn and starts it on the loop; False when it isn't to be had or no room is
+        left (the row waits for a sweep). Blocks for one transaction."""
+        if not self.has_room:
+            return False
+        turn = turns.claim(turn_id)
+        if turn is None or turn.lease_token is None:
+            return False
+        live = Live(turn, turn.lease_token)
+        self.live[live.token] = live
+        self.start()
+        self.runtime.submit(self._run(live), name=f"turn {turn.pk}")
+        return True
+
+    async def _run(self, live: Live) -> None:
+        live.task = asyncio.current_task()
+        try:
+            await Agent(live, self.runtime, self.writer).run()
+        finally:
+            self.live.pop(live.token, None)
+        if live.turn.number == 1:
+            from sessions.titles import make_title
+
+            await make_title(self.runtime, live.turn.chat_id)
+
+    # -- the loop's chores -----------------------------------------------------------------------
+
+    async def _chores(self) -> None:
+        """Checkpoints of all growing replies in one transaction a second, the open block drawn,
+        and the sweep."""
+        swept = 0.0
+        while not self._closing.is_set():
+            started = time.monotonic()
+            try:
+                await self._checkpoint()
+                if not self._draining and started - swept >= SWEEP:
+                    swept = started
+                    await self._sweep()
+            except DatabaseError as error:
+                logger.warning("the database doesn't answer (%s)", type(error).__name__)
+            await asyncio.sleep(max(0.05, CHECKPOINT - (time.monotonic() - started)))
+
+    async def _checkpoint(self) -> None:
+        rows = []
+        for live in list(self.live.values()):
+            reply, message_id = live.reply, live.message_id
+            if reply is None or message_id is None or not reply.changed:
+                continue
+            reply.changed = False
+            cursor = self.writer.last_id(str(live.turn.chat_id))
+            parts = reply.snapshot()
+            rows.append((live, message_id, parts, cursor))
+            reply.render_open()
+        if rows:
+            for live in await self.runtime.db(_save_all, rows):
+                live.cancel("lost")
+
+    async def _sweep(self) -> None:
+        for turn_id in await self.runtime.db(turns.sweep):
+            if not self.has_room or not await self.runtime.db(self.take, turn_id):
+                continue
+
+    # -- the heartbeat's thread ------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        beaten = time.monotonic()
+        while not self._closing.wait(LISTEN):
+            tokens = list(self.live)
+            if not tokens:
+                beaten = time.monotonic()
+                continue
+            try:
+                for token in turns.stops_requested(tokens):
+                    self._cancel(token, "stop")
+                if time.monotonic() - beaten >= HEARTBEAT:
+                    beaten = time.monotonic()
+                    for token in set(tokens) - turns.renew(tokens):
+                        self._cancel(token, "lost")
+            except DatabaseError as error:
+                logger.warning("heartbeat: no database (%s)", type(error).__name__)
+                with contextlib.suppress(DatabaseError):
+                    connection.close()
+        close_old_connections()
+        connection.close()
+
+    def _cancel(self, token: uuid.UUID, why: str) -> None:
+        live = self.live.get(token)
+        loop = self.runtime.loop
+        if live is not None and loop is not None:
+            loop.call_soon_threadsafe(live.cancel, why)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(self, grace: float) -> None:
+        """Takes no more turns, lets the running ones end within `grace` seconds, then cancels
+        them with their text kept. The heartbeat goes on until the last has ended."""
+        self._draining = True
+        deadline = time.monotonic() + grace
+        while self.live and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for token in list(self.live):
+            self._cancel(token, "drain")
+        deadline = time.monotonic() + 5
+        while self.live and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(5)
+        if self.runtime.loop is not None:
+            with contextlib.suppress(Exception):
+                self.runtime.submit(self._let_go()).result(5)
+
+    async def _let_go(self) -> None:
+        if self._writer is not None:
+            await self._writer.close()
+        await close_clients()
+
+
+def _save_all(
+    rows: list[tuple[Live, uuid.UUID, list[dict[str, object]], str]],
+) -> list[Live]:
+    """The checkpoints of all streams in one transaction; returns those that lost their lease."""
+    with transaction.atomic():
+        missed = [
+            live
+            for live, message_id, parts, cursor in rows
+            if not turns.save_progress(
+                live.turn.pk,
+                live.token,
+                message_id,
+                text=text_of(parts),
+                parts=parts,
+                cursor=cursor,
+            )
+        ]
+        # A reply that was finished meanwhile isn't lost.
+        still = turns.held([live.token for live in missed]) if missed else set()
+    return [live for live in missed if live.token not in still]
+
+
+_crew: Crew | None = None
+_guard = threading.Lock()
+
+
+def get_crew() -> Crew:
+    """The process's crew, made on first use."""
+    global _crew
+    with _guard:
+        if _crew is None:
+            _crew = Crew(get_runtime())
+        return _crew
