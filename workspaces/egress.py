@@ -6,6 +6,9 @@ connections are checked again, at the moment they are made, on the very address 
 
     httpx.ConnectError
     └── EgressBlocked        the policy refuses the address
+    httpcore.ConnectError        (httpx.ConnectError when a client's call raises it)
+    ├── LookupFailed         the name of the host has no address
+    └── HandshakeFailed      `dial`: the server answers, but TLS with it fails
     httpx.RemoteProtocolError
     ├── ResponseTooLarge     more bytes than a response may have
     └── EncodedResponse      compressed, though we ask for plain bytes
@@ -62,6 +65,14 @@ class EgressBlocked(httpx.ConnectError):
         super().__init__(reason)
         self.host = host
         self.reason = reason
+
+
+class LookupFailed(httpcore.ConnectError):
+    """The name of the host can't be resolved."""
+
+
+class HandshakeFailed(httpcore.ConnectError):
+    """TLS with the server failed: no TLS there, or a certificate that isn't trusted."""
 
 
 class ResponseTooLarge(httpx.RemoteProtocolError):
@@ -278,13 +289,6 @@ def check_url(url: str, policy: Policy, *, resolve: bool = True) -> None:
         _check_name(name, port, policy, resolve=resolve)
     if host != written.lower() or (host.isascii() and host != name):
         raise URLRefused(_("Write the host as %(host)s.") % {"host": name})
-    # The client reads the URL for itself: it has to find the same host there.
-    try:
-        read = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError):
-        raise URLRefused(_("The URL is not valid.")) from None
-    if read.raw_host.decode() != name.strip("[]"):
-        raise URLRefused(_("The host of the URL is not a valid name."))
 
 
 def _host_and_port(url: str) -> tuple[str, int]:
@@ -401,7 +405,7 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         except TimeoutError:
             raise httpcore.ConnectTimeout(f"{host} could not be looked up in time") from None
         except (OSError, UnicodeError):
-            raise httpcore.ConnectError(f"{host} could not be looked up") from None
+            raise LookupFailed(f"{host} could not be looked up") from None
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Any = None
@@ -539,6 +543,26 @@ async def close_clients() -> None:
         clients = _clients.pop(asyncio.get_running_loop(), {})
     for client in clients.values():
         await client.aclose()
+
+
+async def dial(url: str, policy: Policy, *, seconds: float = 10.0) -> None:
+    """Look up, connect and shake hands as a call to `url` would, send nothing, and hang up.
+
+    Raises `EgressBlocked`, `LookupFailed`, `HandshakeFailed`, `httpcore.ConnectTimeout` or
+    `httpcore.ConnectError`.
+    """
+    parts = httpx.URL(url)
+    host = parts.raw_host.decode()
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    backend = _GuardedBackend(policy, MAX_BYTES, seconds)
+    stream = await backend.connect_tcp(host, port, timeout=seconds)
+    try:
+        if parts.scheme == "https":
+            stream = await stream.start_tls(_ssl_context(), host, timeout=seconds)
+    except httpcore.ConnectError as error:
+        raise HandshakeFailed(str(error)) from None
+    finally:
+        await stream.aclose()
 
 
 # -- reading within bounds -------------------------------------------------------------------------

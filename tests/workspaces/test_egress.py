@@ -231,20 +231,21 @@ def test_what_is_no_plain_web_address_is_refused_at_save(url, names):
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "host"),
     [
-        "https://api.openai.com/v1",
-        "HTTPS://API.Example.com:8443/v1?a=b",
-        "http://8.8.8.8/",
-        "https://[2606:4700:4700::1111]:8443/v1",
-        "https://bücher.example/v1",
-        "https://xn--bcher-kva.example/v1",
-        "http://my_model_server:8000/v1",
-        "https://api.example.com/v1/@me",
+        ("https://api.openai.com/v1", "api.openai.com"),
+        ("HTTPS://API.Example.com:8443/v1?a=b", "api.example.com"),
+        ("http://8.8.8.8/", "8.8.8.8"),
+        ("https://[2606:4700:4700::abCD]:8443/v1", "2606:4700:4700::abCD"),
+        ("https://bücher.example/v1", "xn--bcher-kva.example"),
+        ("https://xn--bcher-kva.example/v1", "xn--bcher-kva.example"),
+        ("http://my_model_server:8000/v1", "my_model_server"),
+        ("https://api.example.com/v1/@me", "api.example.com"),
     ],
 )
-def test_ordinary_addresses_are_accepted(url, names):
+def test_ordinary_addresses_are_accepted_and_mean_the_same_to_the_client(url, host, names):
     check_url(url, NOTHING)
+    assert httpx.URL(url).raw_host.decode() == host
 
 
 def test_the_refusal_says_which_address_and_what_the_operator_can_do():
@@ -258,7 +259,12 @@ def test_the_refusal_says_which_address_and_what_the_operator_can_do():
 
 def test_an_unusual_spelling_of_an_allowed_address_is_asked_to_be_written_plainly():
     check_url("http://127.0.0.1:11434/", LOOPBACK)
-    for url in ("http://2130706433/", "http://127.1/", "http://１２７.0.0.1/"):
+    for url in (
+        "http://2130706433/",
+        "http://127.1/",
+        "http://１２７.0.0.1/",
+        "http://127。0。0｡1/",
+    ):
         with pytest.raises(URLRefused, match=r"Write the host as 127\.0\.0\.1\.$"):
             check_url(url, LOOPBACK)
 
@@ -704,6 +710,15 @@ def test_another_loop_gets_another_client():
         return found
 
     assert asyncio.run(client()) is not asyncio.run(client())
+
+
+def test_the_clients_of_a_loop_that_ended_are_forgotten():
+    async def client():
+        egress.client_for(LOOPBACK)
+
+    asyncio.run(client())
+    asyncio.run(client())
+    assert sum(loop.is_closed() for loop in egress._clients) == 1
 
 
 async def test_a_hundred_streams_are_open_at_once(serve):
