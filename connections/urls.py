@@ -1,2 +1,20 @@
+from django.urls import path
+
+from connections import views
+
 app_name = "connections"
-urlpatterns: list = []
+urlpatterns = [
+    path("", views.connection_list, name="list"),
+    path("new/", views.connection_create, name="create"),
+    path("validate/", views.connection_validate_many, name="validate_many"),
+    path("<str:slug>/", views.connection_detail, name="detail"),
+    path("<str:slug>/row/", views.connection_row, name="row"),
+    path("<str:slug>/edit/", views.connection_edit, name="edit"),
+    path("<str:slug>/validate/", views.connection_validate, name="validate"),
+    path("<str:slug>/default/", views.connection_set_default, name="default"),
+    path("<str:slug>/mid-stream/", views.connection_set_mid_stream, name="mid_stream"),
+    path("<str:slug>/enable/", views.connection_enable, name="enable"),
+    path("<str:slug>/order/", views.connection_order, name="order"),
+    path("<str:slug>/delete/", views.connection_delete, name="delete"),
+    path("<str:slug>/delete/confirm/", views.connection_confirm_delete, name="confirm_delete"),
+]

@@ -1,2 +1,9 @@
+from django.urls import path
+
+from connections import views
+
 app_name = "ai"
-urlpatterns: list = []
+urlpatterns = [
+    path("", views.ai_settings, name="settings"),
+    path("default/", views.ai_default, name="default"),
+]

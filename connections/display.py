@@ -1,0 +1,371 @@
+"""What the pages show of a connection, computed once: rows, health, facts, cards. No query beyond
+what a docstring says; no right is checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.utils.formats import date_format
+from django.utils.timezone import localtime
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy as _lazy
+
+from connections.capabilities import Capabilities, capabilities, usable_models
+from connections.choices import AccessMode, MidStream, Outcome, Rung, Status, Wire
+from connections.models import Connection, ProbeResult, Secret
+from connections.resolve import Candidates
+from connections.sentences import Sentence, sentence
+
+PROBES_DRAWN = 60
+MODELS_SHOWN = 200
+MODELS_IN_A_CARD = 8
+
+MID_STREAM_CHOICES = [*MidStream.choices, ("", _lazy("Provider's default"))]
+
+# What a paused or unreadable connection says of its last probe would mislead.
+_AGED = (Status.VALID, Status.FAILED)
+
+
+def _health_sentence(connection: Connection, status: Status) -> Sentence | None:
+    """What to do about the status, None when there is nothing to do."""
+    if status in (Status.INCOMPLETE, Status.SEALED):
+        return sentence(status.value)
+    if status == Status.FAILED:
+        return sentence(connection.health_error)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A connection in the list. `poll` is in seconds: many rows that are checked at once ask less
+    often each."""
+
+    connection: Connection
+    number: int
+    status: Status
+    poll: int = 1
+
+    @classmethod
+    def of(cls, connection: Connection, number: int, *, poll: int = 1) -> Row:
+        """No query when `secrets` is prefetched."""
+        return cls(connection, number, connection.status, poll)
+
+    @property
+    def is_checking(self) -> bool:
+        return self.status == Status.CHECKING
+
+    @property
+    def is_aged(self) -> bool:
+        return self.status in _AGED and self.connection.health_at is not None
+
+    @property
+    def problem(self) -> str:
+        words = _health_sentence(self.connection, self.status)
+        return str(words.title) if words and self.status == Status.FAILED else ""
+
+    @property
+    def note(self) -> str:
+        return self.connection.paused_message if self.status == Status.DISABLED else ""
+
+    @property
+    def menu_id(self) -> str:
+        return f"menu-{self.connection.slug}"
+
+    @property
+    def menu_label(self) -> str:
+        return _("Actions for %(name)s") % {"name": self.connection.name}
+
+
+# -- health ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RungShown:
+    """One rung as `components/ladder.html` takes it."""
+
+    label: str
+    outcome: str
+    ms: int | None = None
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One earlier probe: `level` 1 to 5 by how long it took."""
+
+    tone: str
+    level: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A connection's health now, the ladder of its last probe, and those before."""
+
+    status: Status
+    sentence: Sentence | None
+    probe: ProbeResult | None
+    rungs: list[RungShown]
+    words: list[tuple[str, str]]  # (rung, the provider's own words), for admins
+    bars: list[Bar]
+
+    @property
+    def is_checking(self) -> bool:
+        return self.status == Status.CHECKING
+
+    @classmethod
+    def of(cls, connection: Connection) -> Health:
+        """One query, two without prefetched `secrets`."""
+        probes = list(connection.probes.select_related("requested_by")[:PROBES_DRAWN])
+        status = connection.status
+        last = probes[0] if probes else None
+        return cls(
+            status=status,
+            sentence=_health_sentence(connection, status),
+            probe=last,
+            rungs=_rungs(last, running=status == Status.CHECKING) if last else [],
+            words=_words(last) if last else [],
+            bars=[_bar(probe) for probe in reversed(probes) if probe.finished_at],
+        )
+
+
+def _rungs(probe: ProbeResult, *, running: bool) -> list[RungShown]:
+    climbed = {rung["rung"]: rung for rung in probe.rungs}
+    shown = []
+    for rung in Rung:
+        found = climbed.get(rung.value)
+        if found is None:
+            waiting = running and probe.finished_at is None
+            shown.append(
+                RungShown(str(rung.label), "running" if waiting else Outcome.NOT_TESTED.value)
+            )
+            running = False  # only the next one is under way
+            continue
+        failed = found["outcome"] == Outcome.FAILED
+        said = sentence(found.get("kind", "")).text if failed else found.get("detail", "")
+        shown.append(RungShown(str(rung.label), found["outcome"], found.get("ms"), said))
+    return shown
+
+
+def _words(probe: ProbeResult) -> list[tuple[str, str]]:
+    return [
+        (str(Rung(rung["rung"]).label), rung["detail"])
+        for rung in probe.rungs
+        if rung.get("detail") and rung["outcome"] == Outcome.FAILED
+    ]
+
+
+def _bar(probe: ProbeResult) -> Bar:
+    ms = probe.latency_ms
+    level = 1 + sum((ms or 0) >= step for step in (300, 1_000, 3_000, 10_000))
+    if probe.passed:
+        outcome, tone = str(Status.VALID.label), "success"
+    elif probe.passed is None:
+        outcome, tone, level = str(Outcome.NOT_TESTED.label), "neutral", 5
+    else:
+        outcome, tone, level = str(sentence(probe.error_kind).title), "danger", 5
+    when = date_format(localtime(probe.started_at), "SHORT_DATETIME_FORMAT")
+    took = f", {ms / 1000:.1f} s" if ms is not None else ""
+    return Bar(tone, level, f"{when}: {outcome}{took}")
+
+
+# -- facts -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    term: Any
+    value: Any
+    is_code: bool = False
+
+
+def facts(connection: Connection) -> list[tuple[str, list[Fact]]]:
+    """Every field of a connection, grouped, for instance admins. Needs `secrets`, `created_by` and
+    `workspace_rows__workspace` loaded."""
+    own = connection.mid_stream
+    behaviour = own.label
+    if not connection.mid_stream_behavior:
+        behaviour = _("%(behaviour)s (provider's default)") % {"behaviour": own.label}
+    images = {True: _("Yes"), False: _("No"), None: _("Not stated")}
+    endpoint = [
+        Fact(_("Provider"), connection.get_provider_type_display()),
+        Fact(_("Authentication"), connection.get_auth_type_display()),
+        Fact(
+            _("Base URL"), connection.base_url or _("The provider's own"), bool(connection.base_url)
+        ),
+    ]
+    if connection.wire:
+        endpoint.append(Fact(_("Wire format"), Wire(connection.wire).label))
+        endpoint.append(Fact(_("Images"), images[connection.supports_images]))
+    optional = [
+        Fact(_("AWS region"), connection.aws_region, True),
+        Fact(_("Google project"), connection.gcp_project_id, True),
+        Fact(_("Google region"), connection.gcp_region, True),
+        Fact(_("Codex binary"), connection.codex_path, True),
+        Fact(_("Key is sent as"), connection.get_auth_header_display()),
+        Fact(_("Output limit is sent as"), connection.get_max_tokens_field_display(), True),
+    ]
+    endpoint += [fact for fact in optional if fact.value]
+    endpoint += [
+        Fact(
+            _("Default model"),
+            connection.default_model or _("None"),
+            bool(connection.default_model),
+        ),
+        Fact(_("Mid-stream"), behaviour),
+    ]
+    about = [
+        Fact(_("Slug"), connection.slug, True),
+        Fact(_("Place in the list"), connection.position + 1),
+        Fact(_("Created"), _moment(connection.created_at)),
+        Fact(_("Created by"), connection.created_by or _("Nobody on record")),
+        Fact(_("Last used"), _moment(connection.last_used_at) or _("Never")),
+    ]
+    if connection.unknown_fields:
+        about.append(
+            Fact(_("Kept from import"), ", ".join(sorted(connection.unknown_fields)), True)
+        )
+    return [
+        (_("Settings"), endpoint),
+        (_("Secrets"), _secret_facts(connection)),
+        (_("Access"), _access_facts(connection)),
+        (_("About"), about),
+    ]
+
+
+def _secret_facts(connection: Connection) -> list[Fact]:
+    shown = []
+    for secret in connection.secrets.all():
+        if not secret.readable:
+            state = _("Unreadable")
+        elif secret.binding != connection.binding:
+            state = _("Entered for other settings; never sent")
+        else:
+            state = _("Stored %(when)s") % {"when": _moment(secret.created_at)}
+        shown.append(Fact(secret.get_purpose_display(), state))
+        if secret.purpose == Secret.Purpose.AUTH:
+            shown += [
+                Fact(_SECRET_LABELS.get(name, name), _("ends in …%(last)s") % {"last": last})
+                for name, last in secret.hints.items()
+                if last
+            ]
+        else:
+            shown.append(Fact(_("Names"), ", ".join(sorted(secret.hints)), True))
+    return shown or [Fact(_("Stored"), _("Nothing"))]
+
+
+_SECRET_LABELS = {
+    "api_key": _lazy("API key"),
+    "access_key_id": _lazy("Access key id"),
+    "secret_access_key": _lazy("Secret access key"),
+    "session_token": _lazy("Session token"),
+}
+
+
+def _access_facts(connection: Connection) -> list[Fact]:
+    rows = sorted(connection.workspace_rows.all(), key=lambda row: row.workspace.name)
+    shown = []
+    if connection.access == AccessMode.ALL:
+        shown.append(Fact(_("Workspaces"), AccessMode.ALL.label))
+    elif not rows:
+        shown.append(Fact(_("Workspaces"), _("None yet")))
+    for row in rows:
+        allowed = _("every model")
+        if row.allowed_models is not None:
+            allowed = ", ".join(row.allowed_models) or _("no model")
+        if row.is_default:
+            allowed = _("%(models)s; its default") % {"models": allowed}
+        shown.append(Fact(row.workspace.name, allowed))
+    return shown
+
+
+def _moment(value: datetime | None) -> str:
+    return date_format(localtime(value), "DATETIME_FORMAT") if value else ""
+
+
+def models_shown(connection: Connection) -> list[Capabilities]:
+    """The connection's models and what they can do, the first `MODELS_SHOWN`."""
+    return [capabilities(connection, model) for model in connection.model_ids[:MODELS_SHOWN]]
+
+
+# -- a workspace's people --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    model: str
+    allowed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a workspace's people see of a connection: name, health, models, capabilities."""
+
+    connection: Connection
+    status: Status
+    is_default: bool
+    models: list[Capabilities]
+    more: int  # models beyond those shown
+    is_narrowed: bool
+    choices: list[ModelChoice]  # for who may narrow them
+    problem: Sentence | None
+
+    @property
+    def is_aged(self) -> bool:
+        return self.status in _AGED and self.connection.health_at is not None
+
+
+def cards(among: Candidates) -> list[Card]:
+    """The connections that the workspace has access to, in the list's order. No query."""
+    shown = []
+    for connection in among.connections:
+        if not among.accessible(connection):
+            continue
+        row = among.rows.get(connection.pk)
+        usable = usable_models(connection, row)
+        fault = among.fault(connection)
+        shown.append(
+            Card(
+                connection=connection,
+                status=connection.status,
+                is_default=bool(row and row.is_default),
+                models=[capabilities(connection, m) for m in usable[:MODELS_IN_A_CARD]],
+                more=max(0, len(usable) - MODELS_IN_A_CARD),
+                is_narrowed=bool(row and row.allowed_models is not None),
+                choices=[
+                    ModelChoice(model, model in usable)
+                    for model in connection.model_ids[:MODELS_SHOWN]
+                ],
+                problem=sentence(fault) if fault else None,
+            )
+        )
+    return shown
+
+
+def effects_of_deleting(connection: Connection, sessions: int, next_default: str) -> Sequence[str]:
+    """Sentences: what depends on it. Needs `workspace_rows__workspace`."""
+    said = [_("Its stored secret is destroyed. Its slug stays reserved.")]
+    if sessions == 1:
+        said.append(_("1 session uses it. It stays readable, but can't send any more."))
+    elif sessions:
+        said.append(
+            _("%(n)d sessions use it. They stay readable, but can't send any more.")
+            % {"n": sessions}
+        )
+    else:
+        said.append(_("No session uses it."))
+    if connection.is_default:
+        said.append(
+            _("It is the global default; “%(name)s” becomes it.") % {"name": next_default}
+            if next_default
+            else _("It is the global default, and no other connection is left.")
+        )
+    defaults = [row.workspace.name for row in connection.workspace_rows.all() if row.is_default]
+    if defaults:
+        said.append(
+            _("These workspaces lose their default: %(names)s.") % {"names": ", ".join(defaults)}
+        )
+    return said

@@ -1,0 +1,476 @@
+"""The form of a connection: which fields show for a provider and an auth type, and nothing of what
+they may hold — that is `connections.validation`, shared with import and admin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.forms import BoundField
+from django.utils.functional import Promise, cached_property
+from django.utils.translation import gettext as _t
+from django.utils.translation import gettext_lazy as _
+
+from connections import actions, validation
+from connections.choices import (
+    ALLOWED_AUTH,
+    SECRET_FIELDS,
+    AccessMode,
+    AuthHeader,
+    AuthType,
+    MaxTokensField,
+    MidStream,
+    ProviderType,
+    Wire,
+)
+from connections.models import Connection, Secret
+from workspaces.models import User, Workspace
+
+# Never rendered, never sent when the form only changes its fields.
+SECRET_NAMES = tuple({name: None for fields in SECRET_FIELDS.values() for name in fields})
+WRITE_ONLY = (*SECRET_NAMES, "extra_headers")
+
+_BASE_URLS = {
+    ProviderType.ANTHROPIC: "https://api.anthropic.com",
+    ProviderType.ANTHROPIC_COMPAT: "https://llm.example.com",
+    ProviderType.OPENAI: "https://api.openai.com/v1",
+    ProviderType.OPENAI_COMPAT: "https://llm.example.com/v1",
+    ProviderType.BEDROCK: "",
+    ProviderType.VERTEX: "",
+}
+_SECRET_HELP = {
+    AuthType.OAUTH: _(
+        "Save first; then sign in from the connection's page. Nothing is typed here."
+    ),
+    AuthType.ENVIRONMENT: _(
+        "Nothing is stored: the worker uses the credentials of the server's own environment."
+    ),
+    AuthType.NONE: _("Requests are sent without a key."),
+}
+
+
+class _Plain:
+    """`required` only marks the label: what a value may be is said in one place."""
+
+    def clean(self, value: Any) -> Any:
+        return value
+
+
+class _Text(_Plain, forms.CharField):
+    pass
+
+
+class _Choice(_Plain, forms.ChoiceField):
+    pass
+
+
+class _Secret(_Plain, forms.CharField):
+    def __init__(self, **options: Any) -> None:
+        attrs = {"autocomplete": "off", "spellcheck": "false", "data-1p-ignore": True}
+        super().__init__(widget=forms.PasswordInput(attrs=attrs), **options)
+
+
+class _WriteOnlyText(forms.Textarea):
+    """A textarea that never shows what it was given."""
+
+    def format_value(self, value: Any) -> str:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Fields under a heading, each with its width; `folded` ones open on request."""
+
+    legend: str | Promise
+    fields: list[tuple[BoundField, str]]
+    help: str | Promise = ""
+    folded: bool = False
+
+
+class ConnectionForm(forms.Form):
+    """Makes a connection, or edits one when `connection` is given.
+
+    `data` may leave fields out: they keep what they are (a field that the chosen provider doesn't
+    show, a script that sends three of them). Write-only fields left blank keep what is stored.
+    With `bind=False` the same data only fills the fields: nothing is judged.
+    """
+
+    use_required_attribute = False
+
+    name = _Text(label=_("Name"), max_length=100)
+    slug = _Text(
+        label=_("Slug"),
+        required=False,
+        help_text=_("Part of the address, for scripts. Made from the name when empty; stays."),
+    )
+    provider_type = _Choice(label=_("Provider"), choices=ProviderType.choices)
+    auth_type = _Choice(label=_("Authentication"), choices=AuthType.choices)
+    base_url = _Text(label=_("Base URL"), required=False, widget=forms.TextInput)
+    custom_endpoint_api = _Choice(label=_("Wire format"), required=False)
+    aws_region = _Text(
+        label=_("AWS region"), help_text=_("The region where you have model access.")
+    )
+    gcp_project_id = _Text(label=_("Google Cloud project"), help_text=_("The project's id."))
+    gcp_region = _Text(
+        label=_("Google Cloud region"), help_text=_("The region where you have model access.")
+    )
+    codex_path = _Choice(
+        label=_("Codex binary"),
+        required=False,
+        help_text=_("One of the paths that the operator lists in PATCHBAY_CODEX_PATHS."),
+    )
+
+    api_key = _Secret(label=_("API key"))
+    access_key_id = _Secret(label=_("Access key id"))
+    secret_access_key = _Secret(label=_("Secret access key"))
+    session_token = _Secret(label=_("Session token"), required=False)
+    service_account_json = _Text(
+        label=_("Service-account key"),
+        widget=_WriteOnlyText(attrs={"data-mono": True, "spellcheck": "false"}),
+        help_text=_("Paste the whole JSON file."),
+    )
+
+    models = _Text(
+        label=_("Models"),
+        required=False,
+        widget=forms.Textarea(attrs={"data-mono": True, "spellcheck": "false"}),
+        help_text=_("One model id a line, or JSON with contextWindow and supportsImages."),
+    )
+    default_model = _Text(
+        label=_("Default model"),
+        required=False,
+        widget=forms.TextInput(attrs={"list": "model-ids", "spellcheck": "false"}),
+        help_text=_("New sessions start with it; validation asks it for a short answer."),
+    )
+    supports_images = _Choice(
+        label=_("Images"),
+        required=False,
+        choices=[
+            ("", _("Text only, unless a model says otherwise")),
+            ("true", _("Takes images")),
+            ("false", _("Text only")),
+        ],
+    )
+    mid_stream_behavior = _Choice(label=_("Messages sent while a reply streams"), required=False)
+
+    access = _Choice(label=_("Workspaces"), choices=AccessMode.choices, widget=forms.RadioSelect)
+    workspaces = forms.ModelMultipleChoiceField(
+        label=_("Chosen workspaces"),
+        queryset=Workspace.objects.all(),
+        to_field_name="slug",
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+    )
+    enabled = _Choice(
+        label=_("State"),
+        choices=[("true", _("Enabled")), ("false", _("Paused"))],
+    )
+    paused_message = _Text(
+        label=_("Message while paused"),
+        required=False,
+        help_text=_("Shown to people whose sessions use this connection."),
+    )
+    note = _Text(
+        label=_("Note"),
+        required=False,
+        widget=forms.Textarea,
+        help_text=_("For admins: whose account this is, what it may cost."),
+    )
+
+    auth_header = _Choice(
+        label=_("The key is sent as"),
+        required=False,
+        choices=[("", _("The wire format's own")), *AuthHeader.choices],
+    )
+    max_tokens_field = _Choice(
+        label=_("The output limit is sent as"),
+        required=False,
+        choices=[("", _("The wire format's own")), *MaxTokensField.choices],
+    )
+    extra_headers = _Text(
+        label=_("Extra headers"),
+        required=False,
+        widget=_WriteOnlyText(attrs={"data-mono": True, "spellcheck": "false"}),
+        help_text=_("One “Name: value” a line. Kept like a key: never shown again."),
+    )
+
+    def __init__(
+        self,
+        data: Mapping[str, Any] | None = None,
+        *,
+        connection: Connection | None = None,
+        initial: Mapping[str, Any] | None = None,
+        bind: bool = True,
+        url: str = "",
+    ) -> None:
+        self.connection = connection
+        start: dict[str, Any] = {
+            "provider_type": ProviderType.ANTHROPIC,
+            "access": AccessMode.ALL,
+            "enabled": "true",
+            **(initial or {}),
+        }
+        if connection is not None:
+            start |= _stored(connection)
+        if data is not None and not bind:
+            start |= _typed(data)
+        super().__init__(data if bind else None, initial=start)
+        self._settle_pair()
+        self._dress(url)
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def save(self, actor: User) -> Connection | None:
+        """Hands what was typed to the verbs. None when they refuse: their sentences then stand at
+        the fields. Looks the address up, so not within a transaction."""
+        typed = {name: self.cleaned_data[name] for name in self.fields if name in self.data}
+        values = {name: typed[name] for name in validation.FIELDS if name in typed}
+        secret = {name: typed[name] for name in SECRET_NAMES if name in typed}
+        headers = typed.get("extra_headers") or None
+        if self.connection is not None:
+            values.pop("access", None)
+        try:
+            if self.connection is None:
+                connection = actions.create(actor, values, secret=secret, headers=headers)
+            else:
+                connection = self.connection
+                actions.update(actor, connection, values, secret=secret, headers=headers)
+            self._save_access(actor, connection, typed)
+        except ValidationError as error:
+            self._take(error)
+            return None
+        return connection
+
+    def _save_access(self, actor: User, connection: Connection, typed: Mapping[str, Any]) -> None:
+        if "access" not in typed and "workspaces" not in typed:
+            return
+        access = typed.get("access") or connection.access
+        rows = {row.workspace_id: row for row in connection.workspace_rows.all()}
+        narrowed = {pk: row.allowed_models for pk, row in rows.items()}
+        if access == AccessMode.CHOSEN:
+            chosen = {space.pk for space in self.cleaned_data["workspaces"]}
+            wanted = {pk: narrowed.get(pk) for pk in chosen}
+            same = wanted.keys() == rows.keys()
+        else:
+            wanted = {pk: models for pk, models in narrowed.items() if models is not None}
+            same = True
+        if access != connection.access or not same:
+            actions.set_access(actor, connection, access=access, workspaces=wanted)
+
+    def _take(self, error: ValidationError) -> None:
+        by_field = error.error_dict if hasattr(error, "error_dict") else {None: [error]}
+        for name, errors in by_field.items():
+            self.add_error(name if name in self.fields else None, errors)
+            if name in WRITE_ONLY:
+                # What the browser preserves couldn't show the error.
+                self.fields[name].widget.attrs.pop("hx-preserve", None)
+
+    # -- which fields, and how they look -------------------------------------------------------
+
+    def _settle_pair(self) -> None:
+        """Provider and auth type as they count for what is shown; an auth type that doesn't go
+        with the provider gives way to the provider's first."""
+        provider = str(self["provider_type"].value() or "")
+        known = provider in ProviderType.values
+        self.provider = ProviderType(provider) if known else ProviderType.ANTHROPIC
+        allowed = ALLOWED_AUTH[self.provider]
+        auth = str(self["auth_type"].value() or "")
+        self.auth = AuthType(auth) if auth in {a.value for a in allowed} else allowed[0]
+        if not self.is_bound:
+            self.initial["auth_type"] = self.auth
+
+    def _dress(self, url: str) -> None:
+        fields = self.fields
+        fields["auth_type"].choices = [(a.value, a.label) for a in ALLOWED_AUTH[self.provider]]
+        for name in ("provider_type", "auth_type"):
+            # htmx sends the whole form, without what must not travel for nothing.
+            fields[name].widget.attrs |= {
+                "hx-post": url,
+                "hx-vals": '{"_refresh": "1"}',
+                "hx-params": "not " + ",".join(WRITE_ONLY),
+                "hx-target": "#connection-form",
+                "hx-swap": "outerHTML",
+                "hx-sync": "closest form:replace",
+            }
+        plain = Connection(provider_type=self.provider)
+        fields["mid_stream_behavior"].choices = [
+            ("", _t("Provider's default (%(own)s)") % {"own": plain.mid_stream.label}),
+            *MidStream.choices,
+        ]
+        if self.provider.is_compat:
+            fields["custom_endpoint_api"].choices = [
+                ("", _t("Default (%(own)s)") % {"own": Wire(plain.wire).label}),
+                *Wire.choices,
+            ]
+        fields["codex_path"].choices = [("", _("The server's default"))] + [
+            (path, path) for path in settings.CODEX_PATHS
+        ]
+        base_url = fields["base_url"]
+        base_url.required = self._needs_base_url()
+        base_url.widget.attrs |= {
+            "placeholder": _BASE_URLS[self.provider],
+            "inputmode": "url",
+            "spellcheck": "false",
+        }
+        if not base_url.required:
+            base_url.help_text = _("Leave empty for the provider's own address.")
+        fields["default_model"].required = self.provider.is_compat
+        fields["aws_region"].widget.attrs["placeholder"] = "us-east-1"
+        fields["gcp_region"].widget.attrs["placeholder"] = "us-central1"
+        if self.connection is not None:
+            del fields["slug"]
+        for name in WRITE_ONLY:
+            self._dress_secret(name)
+
+    def _dress_secret(self, name: str) -> None:
+        field = self.fields[name]
+        # What is typed stays in the browser when the rest of the form is fetched anew.
+        field.widget.attrs["hx-preserve"] = "true"
+        stored = self._stored_hint(name)
+        if stored:
+            field.required = False
+            field.help_text = stored
+        elif name == "api_key" and self._key_is_optional():
+            field.required = False
+
+    def _stored_hint(self, name: str) -> str:
+        if self.connection is None:
+            return ""
+        headers = name == "extra_headers"
+        purpose = Secret.Purpose.HEADERS if headers else Secret.Purpose.AUTH
+        secret = self.connection.secret_for(purpose)
+        if secret is None:
+            return ""
+        if headers:
+            return _t("Headers are stored. Leave blank to keep them; write {} to remove them.")
+        if secret.binding.split(" ")[:2] != [self.provider, self.auth]:
+            return ""
+        if last := secret.hints.get(name):
+            return _t("Stored, ends in …%(last)s. Leave blank to keep.") % {"last": last}
+        if SECRET_FIELDS[self.auth].get(name):
+            return _t("Stored. Leave blank to keep.")
+        return ""
+
+    def _key_is_optional(self) -> bool:
+        probe = Connection(auth_type=self.auth, base_url=str(self["base_url"].value() or ""))
+        try:
+            return not probe.needs_secret
+        except ValueError:
+            return False
+
+    def _needs_base_url(self) -> bool:
+        return self.provider.is_compat or self.auth == AuthType.API_KEY_WITH_ENDPOINT
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The fields that the chosen provider and auth type have, under their headings."""
+        provider, compat = self.provider, self.provider.is_compat
+        own_cloud = provider in (ProviderType.BEDROCK, ProviderType.VERTEX)
+        where = ["provider_type", "auth_type"]
+        if not own_cloud:
+            where.append("base_url")
+        if compat:
+            where.append("custom_endpoint_api")
+        if provider == ProviderType.BEDROCK:
+            where.append("aws_region")
+        if provider == ProviderType.VERTEX:
+            where += ["gcp_project_id", "gcp_region"]
+        if provider == ProviderType.OPENAI:
+            where.append("codex_path")
+        folded = ["extra_headers"]
+        if compat:
+            folded = ["auth_header", "max_tokens_field", *folded]
+        if own_cloud:
+            folded = ["base_url", *folded]
+        names = ["name"] if self.connection else ["name", "slug"]
+        return [
+            self._group(_("Name"), names),
+            self._group(_("Provider"), where),
+            self._group(
+                _("Credentials"),
+                list(SECRET_FIELDS[self.auth]),
+                help=_SECRET_HELP.get(
+                    self.auth, _("Stored encrypted, for this address only, and never shown again.")
+                ),
+            ),
+            self._group(
+                _("Models"),
+                ["models", "default_model", *(["supports_images"] if compat else [])],
+                help=_(
+                    "A custom endpoint counts as 128,000 tokens of text unless its model says "
+                    "otherwise."
+                )
+                if compat
+                else "",
+            ),
+            self._group(_("Behaviour"), ["mid_stream_behavior", "enabled", "paused_message"]),
+            self._group(_("Access"), ["access", "workspaces"]),
+            self._group(_("Note"), ["note"]),
+            self._group(_("Advanced"), folded, folded=True),
+        ]
+
+    def _group(
+        self, legend: Any, names: list[str], *, help: Any = "", folded: bool = False
+    ) -> Group:
+        fields = [(self[name], _WIDTHS.get(name, "")) for name in names]
+        return Group(legend, fields, help, folded and not any(b.errors for b, _ in fields))
+
+    @property
+    def problems(self) -> Iterator[tuple[str, str, str]]:
+        """For the summary: id of the field ("" for none), its label, the sentence."""
+        for name, errors in self.errors.items():
+            for error in errors:
+                if name in self.fields:
+                    yield self[name].id_for_label or f"id_{name}", str(self[name].label), error
+                else:
+                    yield "", "", error
+
+    @cached_property
+    def model_ids(self) -> list[str]:
+        """What the default model can be chosen from, as far as the list can be read."""
+        try:
+            models = validation.parse_models(self["models"].value())
+        except ValidationError:
+            return []
+        return Connection(models=models).model_ids
+
+
+_WIDTHS = {
+    "name": "medium",
+    "slug": "medium",
+    "provider_type": "medium",
+    "auth_type": "medium",
+    "custom_endpoint_api": "medium",
+    "aws_region": "short",
+    "gcp_project_id": "medium",
+    "gcp_region": "short",
+    "default_model": "medium",
+    "supports_images": "medium",
+    "mid_stream_behavior": "medium",
+    "enabled": "short",
+    "auth_header": "medium",
+    "max_tokens_field": "medium",
+}
+
+
+def _stored(connection: Connection) -> dict[str, Any]:
+    """A connection's fields as the form shows them; no secret among them."""
+    images = {True: "true", False: "false", None: ""}
+    return {
+        **{name: getattr(connection, name) for name in validation.FIELDS},
+        "workspaces": [row.workspace.slug for row in connection.workspace_rows.all()],
+        "models": validation.models_text(connection.models),
+        "supports_images": images[connection.supports_images],
+        "enabled": "true" if connection.enabled else "false",
+    }
+
+
+def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
+    typed = {name: data[name] for name in ConnectionForm.base_fields if name in data}
+    if "workspaces" in data and hasattr(data, "getlist"):
+        typed["workspaces"] = data.getlist("workspaces")
+    return {name: value for name, value in typed.items() if name not in WRITE_ONLY}

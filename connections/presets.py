@@ -1,0 +1,178 @@
+"""Ready-made beginnings of a connection: what the form is filled with by `?preset=`.
+
+The model ids of the providers' own types and of OpenRouter are in the bundled price table; those of
+somebody's own server can't be known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from connections.choices import AuthHeader, AuthType, ProviderType, Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """`values` are the form's fields by name; `note` says in a line what it is for."""
+
+    key: str
+    name: str
+    note: str | Promise
+    icon: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def initial(self) -> dict[str, Any]:
+        return {"name": self.name, **self.values}
+
+
+def _anthropic(auth: AuthType) -> dict[str, Any]:
+    return {
+        "provider_type": ProviderType.ANTHROPIC,
+        "auth_type": auth,
+        "models": "claude-sonnet-5-5\nclaude-opus-5-5\nclaude-haiku-5-5",
+        "default_model": "claude-sonnet-5-5",
+    }
+
+
+def _bedrock(auth: AuthType) -> dict[str, Any]:
+    return {
+        "provider_type": ProviderType.BEDROCK,
+        "auth_type": auth,
+        "aws_region": "us-east-1",
+        "models": "global.anthropic.claude-sonnet-5-5\nglobal.anthropic.claude-haiku-5-5",
+        "default_model": "global.anthropic.claude-sonnet-5-5",
+    }
+
+
+def _openai_compat(base_url: str, *, auth: AuthType = AuthType.API_KEY_WITH_ENDPOINT) -> dict:
+    return {
+        "provider_type": ProviderType.OPENAI_COMPAT,
+        "auth_type": auth,
+        "base_url": base_url,
+        "custom_endpoint_api": Wire.OPENAI_COMPLETIONS,
+    }
+
+
+_CLAUDE_ELSEWHERE = {
+    "models": "anthropic/claude-sonnet-5.5\nanthropic/claude-haiku-5.5",
+    "default_model": "anthropic/claude-sonnet-5.5",
+}
+
+PRESETS: dict[str, Preset] = {
+    preset.key: preset
+    for preset in (
+        Preset(
+            "anthropic",
+            "Anthropic",
+            _("Claude, with an API key from the Anthropic console."),
+            "key",
+            _anthropic(AuthType.API_KEY),
+        ),
+        Preset(
+            "claude-oauth",
+            "Claude",
+            _("Claude, by signing in with an account instead of a key."),
+            "user",
+            _anthropic(AuthType.OAUTH),
+        ),
+        Preset(
+            "openrouter",
+            "OpenRouter",
+            _("Many models behind one key, in the OpenAI wire format."),
+            "route",
+            {**_openai_compat("https://openrouter.ai/api/v1"), **_CLAUDE_ELSEWHERE},
+        ),
+        Preset(
+            "openrouter-anthropic",
+            "OpenRouter (Anthropic)",
+            _("OpenRouter's Claude models, in the Anthropic wire format."),
+            "route",
+            {
+                "provider_type": ProviderType.ANTHROPIC_COMPAT,
+                "auth_type": AuthType.API_KEY_WITH_ENDPOINT,
+                "base_url": "https://openrouter.ai/api",
+                "custom_endpoint_api": Wire.ANTHROPIC_MESSAGES,
+                "auth_header": AuthHeader.BEARER,
+                **_CLAUDE_ELSEWHERE,
+            },
+        ),
+        Preset(
+            "bedrock",
+            "AWS Bedrock",
+            _("Claude and others in your AWS account, with IAM credentials."),
+            "cloud",
+            _bedrock(AuthType.IAM_CREDENTIALS),
+        ),
+        Preset(
+            "bedrock-environment",
+            "AWS Bedrock (environment)",
+            _("The same, with the role or profile that this server runs under."),
+            "cloud",
+            _bedrock(AuthType.ENVIRONMENT),
+        ),
+        Preset(
+            "codex",
+            "OpenAI (Codex)",
+            _("OpenAI's models through the Codex agent on this server."),
+            "terminal-2",
+            {
+                "provider_type": ProviderType.OPENAI,
+                "auth_type": AuthType.API_KEY,
+                "models": "gpt-6.1-sol\ngpt-6-luna",
+                "default_model": "gpt-6.1-sol",
+            },
+        ),
+        Preset(
+            "vercel",
+            "Vercel AI Gateway",
+            _("Many providers behind Vercel's gateway and one key."),
+            "bolt",
+            {**_openai_compat("https://ai-gateway.vercel.sh/v1"), **_CLAUDE_ELSEWHERE},
+        ),
+        Preset(
+            "ollama",
+            "Ollama",
+            _("Models on this machine, without a key."),
+            "device-desktop",
+            _openai_compat("http://127.0.0.1:11434/v1", auth=AuthType.NONE),
+        ),
+        Preset(
+            "lm-studio",
+            "LM Studio",
+            _("Models on this machine, served by LM Studio."),
+            "device-desktop",
+            _openai_compat("http://127.0.0.1:1234/v1", auth=AuthType.NONE),
+        ),
+        Preset(
+            "vllm",
+            "vLLM",
+            _("Your own inference server. Enter its address."),
+            "server",
+            _openai_compat("", auth=AuthType.API_KEY_WITH_ENDPOINT),
+        ),
+        Preset(
+            "openai-compatible",
+            "OpenAI-compatible",
+            _("Any endpoint that speaks OpenAI Chat Completions."),
+            "plug-connected",
+            _openai_compat(""),
+        ),
+        Preset(
+            "anthropic-compatible",
+            "Anthropic-compatible",
+            _("Any endpoint that speaks Anthropic Messages."),
+            "plug-connected",
+            {
+                "provider_type": ProviderType.ANTHROPIC_COMPAT,
+                "auth_type": AuthType.API_KEY_WITH_ENDPOINT,
+                "custom_endpoint_api": Wire.ANTHROPIC_MESSAGES,
+            },
+        ),
+    )
+}

@@ -1,0 +1,367 @@
+"""The pages of connections: for instance admins under /connections/, for a workspace's people its
+AI settings. Each view's first line gets its object through a permission check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.core.paginator import Page, Paginator
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404, render, resolve_url
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django_htmx.http import HttpResponseClientRedirect
+
+from connections import actions, display, registry, tasks
+from connections.forms import WRITE_ONLY, ConnectionForm
+from connections.models import Connection
+from connections.presets import PRESETS
+from connections.resolve import Candidates, resolve
+from workspaces.models import Role
+from workspaces.permissions import need_instance_admin, workspace_for
+
+PER_PAGE = 100
+
+
+class SeeOther(HttpResponseRedirect):
+    """After a POST: the next page is fetched with GET."""
+
+    status_code = 303
+
+
+def _answers_refusals(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """A verb's refusal becomes a 400 with its sentence: the pages offer nothing that is refused,
+    so it is a script's mistake, or somebody was quicker."""
+
+    @wraps(view)
+    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            return view(request, *args, **kwargs)
+        except ValidationError as error:
+            text = " ".join(error.messages)
+            return HttpResponse(text, status=400, content_type="text/plain; charset=utf-8")
+
+    return wrapped
+
+
+# -- the list --------------------------------------------------------------------------------------
+
+
+@require_safe
+def connection_list(request: HttpRequest) -> HttpResponse:
+    """Settings → AI."""
+    need_instance_admin(request)
+    page = _page(request.GET.get("page"))
+    presets = None if page.paginator.count else PRESETS.values()
+    return render(request, "connections/list.html", _list_context(page) | {"presets": presets})
+
+
+@require_safe
+def connection_row(request: HttpRequest, slug: str) -> HttpResponse:
+    """One row of the list, which asks for itself while it is checked. 204 leaves the row alone (a
+    menu may be open); a deleted connection's row goes."""
+    need_instance_admin(request)
+    connection = Connection.objects.living().with_secrets().filter(slug=slug).first()
+    if connection is None:
+        return HttpResponse()
+    row = _row(connection)
+    if row.is_checking:
+        return HttpResponse(status=204)
+    return render(request, "connections/list.html#row", _list_context() | {"row": row})
+
+
+def _page(number: Any) -> Page:
+    """Three queries: the count, the page, its secrets."""
+    listed = Connection.objects.living().with_secrets().defer("unknown_fields", "imported_as")
+    page = Paginator(listed, PER_PAGE).get_page(number)
+    rows = [
+        display.Row.of(connection, place)
+        for place, connection in enumerate(page.object_list, page.start_index())
+    ]
+    # A hundred rows that are checked at once may not ask a hundred times a second.
+    poll = 1 + sum(row.is_checking for row in rows) // 10
+    page.object_list = [display.Row.of(r.connection, r.number, poll=poll) for r in rows]
+    return page
+
+
+def _row(connection: Connection) -> display.Row:
+    before = Connection.objects.living().filter(position__lt=connection.position).count()
+    return display.Row.of(connection, before + 1)
+
+
+def _list_context(page: Page | None = None) -> dict[str, Any]:
+    return {"page": page, "mid_stream_choices": display.MID_STREAM_CHOICES}
+
+
+# -- adding, editing -------------------------------------------------------------------------------
+
+
+@sensitive_post_parameters(*WRITE_ONLY)
+@require_http_methods(["GET", "HEAD", "POST"])
+def connection_create(request: HttpRequest) -> HttpResponse:
+    """The form, filled in by `?preset=`."""
+    need_instance_admin(request)
+    url = reverse("connections:create")
+    preset = PRESETS.get(request.GET.get("preset", ""))
+    context = {"presets": PRESETS.values(), "preset": preset, "crumbs": _crumbs(_("Add"))}
+    return _form_page(request, url, context, initial=preset.initial if preset else None)
+
+
+@sensitive_post_parameters(*WRITE_ONLY)
+@require_http_methods(["GET", "HEAD", "POST"])
+def connection_edit(request: HttpRequest, slug: str) -> HttpResponse:
+    connection = _connection(request, slug, "workspace_rows__workspace")
+    url = reverse("connections:edit", args=[slug])
+    context = {"crumbs": _crumbs(connection, _("Edit")), "connection": connection}
+    return _form_page(request, url, context, connection=connection)
+
+
+def _form_page(
+    request: HttpRequest,
+    url: str,
+    context: dict[str, Any],
+    *,
+    connection: Connection | None = None,
+    initial: Any = None,
+) -> HttpResponse:
+    """Shows the form, refills it (`_refresh`: another provider was chosen), or saves it."""
+    data = request.POST if request.method == "POST" else None
+    refill = data is not None and "_refresh" in data
+    form = ConnectionForm(data, connection=connection, initial=initial, bind=not refill, url=url)
+    status = 200
+    if form.is_bound:
+        if form.is_valid() and (saved := form.save(request.user)):
+            _ask_for_validation(request, [saved], "save")
+            if request.htmx:
+                return HttpResponseClientRedirect(saved.get_absolute_url())
+            return SeeOther(saved.get_absolute_url())
+        status = 422
+    template = "connections/form.html#fields" if request.htmx else "connections/form.html"
+    return render(request, template, {**context, "form": form, "url": url}, status=status)
+
+
+# -- one connection --------------------------------------------------------------------------------
+
+
+@require_safe
+def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
+    """Everything about it; for htmx its health, which asks for itself while it is checked."""
+    connection = _connection(request, slug, "workspace_rows__workspace")
+    health = display.Health.of(connection)
+    context: dict[str, Any] = {"connection": connection, "health": health}
+    if request.htmx and request.htmx.target == "health":
+        return render(request, "connections/detail.html#health", context)
+    context |= {
+        "crumbs": _crumbs(connection),
+        "facts": display.facts(connection),
+        "models": display.models_shown(connection),
+        "mid_stream_choices": display.MID_STREAM_CHOICES,
+    }
+    return render(request, "connections/detail.html", context)
+
+
+@require_POST
+def connection_validate(request: HttpRequest, slug: str) -> HttpResponse:
+    """Asks for a probe; a second press while one runs asks for nothing."""
+    connection = _connection(request, slug)
+    _ask_for_validation(request, [connection])
+    return _after(request, connection)
+
+
+@require_POST
+def connection_validate_many(request: HttpRequest) -> HttpResponse:
+    """Those named by `slug`, or all when none is (the button "Validate selected" means none)."""
+    need_instance_admin(request)
+    slugs, only = request.POST.getlist("slug"), request.POST.get("only", "")
+    wanted = Connection.objects.living().with_secrets()
+    if only == "selected" or (slugs and only != "all"):
+        wanted = wanted.filter(slug__in=slugs[:1_000])
+    connections = list(wanted)
+    if connections:
+        _ask_for_validation(request, connections)
+    else:
+        messages.warning(request, _("Select at least one connection first."))
+    return _after(request)
+
+
+@require_POST
+@_answers_refusals
+def connection_set_default(request: HttpRequest, slug: str) -> HttpResponse:
+    connection = _connection(request, slug)
+    actions.set_global_default(request.user, connection)
+    said = _("“%(name)s” is the global default now.")
+    messages.success(request, said % {"name": connection.name})
+    return _after(request, connection)
+
+
+@require_POST
+@_answers_refusals
+def connection_set_mid_stream(request: HttpRequest, slug: str) -> HttpResponse:
+    """`mid_stream_behavior`: steer, queue, or empty for the provider's default."""
+    connection = _connection(request, slug)
+    actions.set_mid_stream(request.user, connection, request.POST.get("mid_stream_behavior", ""))
+    said = _("Messages sent mid-stream on “%(name)s”: %(behaviour)s.")
+    words = {"name": connection.name, "behaviour": connection.mid_stream.label}
+    messages.success(request, said % words)
+    return _after(request, connection)
+
+
+@require_POST
+@_answers_refusals
+def connection_enable(request: HttpRequest, slug: str) -> HttpResponse:
+    """`enabled` true or false, the other one of now when left out; `paused_message` if given."""
+    connection = _connection(request, slug)
+    enabled = request.POST.get("enabled", "false" if connection.enabled else "true")
+    if enabled not in ("true", "false"):
+        raise ValidationError(_("Use enabled=true or enabled=false."))
+    message = request.POST.get("paused_message")
+    actions.set_enabled(request.user, connection, enabled == "true", message=message)
+    said = _("“%(name)s” is enabled.") if connection.enabled else _("“%(name)s” is paused.")
+    messages.success(request, said % {"name": connection.name})
+    return _after(request, connection)
+
+
+@require_POST
+@_answers_refusals
+def connection_order(request: HttpRequest, slug: str) -> HttpResponse:
+    """`direction` up or down, or `position`, counted from 0."""
+    connection = _connection(request, slug)
+    order = list(Connection.objects.living().values_list("pk", flat=True))
+    here = order.index(connection.pk)
+    direction, position = request.POST.get("direction"), request.POST.get("position", "")
+    if direction in ("up", "down"):
+        to = max(0, here - 1) if direction == "up" else here + 1
+    elif position.isascii() and position.isdigit() and len(position) < 10:
+        to = int(position)
+    else:
+        raise ValidationError(_("Use direction=up or direction=down, or a position from 0."))
+    actions.move(request.user, connection, to)
+    return _after(request, connection)
+
+
+@require_safe
+def connection_confirm_delete(request: HttpRequest, slug: str) -> HttpResponse:
+    """What depends on it, and the button; for htmx as a dialog."""
+    connection = _connection(request, slug, "workspace_rows__workspace")
+    sessions = registry.usage_of([connection.pk]).get(connection.pk, 0)
+    heir = Connection.objects.living().exclude(pk=connection.pk).first()
+    effects = display.effects_of_deleting(connection, sessions, heir.name if heir else "")
+    context = {
+        "connection": connection,
+        "effects": effects,
+        "crumbs": _crumbs(connection, _("Delete")),
+    }
+    part = "#dialog" if request.htmx else ""
+    return render(request, f"connections/confirm_delete.html{part}", context)
+
+
+@require_POST
+@_answers_refusals
+def connection_delete(request: HttpRequest, slug: str) -> HttpResponse:
+    connection = _connection(request, slug)
+    deleted = actions.delete(request.user, connection)
+    said = [_("“%(name)s” was deleted.") % {"name": connection.name}]
+    if deleted.new_default:
+        words = {"name": deleted.new_default.name}
+        said.append(_("“%(name)s” is the global default now.") % words)
+    if deleted.cleared_workspaces:
+        words = {"names": ", ".join(deleted.cleared_workspaces)}
+        said.append(_("Without a default now: %(names)s.") % words)
+    messages.success(request, " ".join(said))
+    return SeeOther(reverse("connections:list"))
+
+
+# -- a workspace's AI settings ---------------------------------------------------------------------
+
+
+@require_safe
+def ai_settings(request: HttpRequest, workspace: str) -> HttpResponse:
+    """What the workspace's people see of its connections, and why which one is used."""
+    access = workspace_for(request, workspace)
+    among = Candidates.of(access.workspace)
+    cards = display.cards(among)
+    resolution = resolve(access.workspace, among=among)
+    context = {
+        "access": access,
+        "workspace": access.workspace,
+        "cards": cards,
+        "default": next((card for card in cards if card.is_default), None),
+        "may_change": access.has(Role.ADMIN),
+        "trace": resolution.trace_for(access),
+        "refusal": resolution.refusal_text(admin=request.user.is_instance_admin),
+    }
+    return render(request, "connections/workspace.html", context)
+
+
+@require_POST
+@_answers_refusals
+def ai_default(request: HttpRequest, workspace: str) -> HttpResponse:
+    """`connection`: a slug, or empty for none."""
+    access = workspace_for(request, workspace, Role.ADMIN)
+    slug = request.POST.get("connection", "")
+    visible = Connection.objects.visible_to(access.workspace)
+    connection = get_object_or_404(visible, slug=slug) if slug else None
+    actions.set_workspace_default(request.user, access.workspace, connection)
+    name = connection.name if connection else _("the global default")
+    messages.success(request, _("New sessions take %(name)s now.") % {"name": name})
+    return SeeOther(reverse("ai:settings", args=[workspace]))
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def _connection(request: HttpRequest, slug: str, *also: str) -> Connection:
+    """The living connection by its slug, for an instance admin; 403 or 404. Two queries, and those
+    of what is to be loaded `also`."""
+    need_instance_admin(request)
+    found: QuerySet[Connection] = Connection.objects.living().with_secrets()
+    return get_object_or_404(found.select_related("created_by").prefetch_related(*also), slug=slug)
+
+
+def _ask_for_validation(
+    request: HttpRequest, connections: Iterable[Connection], trigger: str = "button"
+) -> None:
+    begun = len(tasks.request_validation(connections, request.user, trigger))
+    if begun:
+        said = ngettext("Validation has begun.", "%(n)d validations have begun.", begun)
+        messages.info(request, said % {"n": begun})
+    else:
+        messages.info(request, _("Validation is under way already."))
+
+
+def _after(request: HttpRequest, connection: Connection | None = None) -> HttpResponse:
+    """After a change: for htmx the row or the list it asked from, with the messages out-of-band;
+    else 303 to the page it came from."""
+    target = request.htmx.target if request.htmx else None
+    if target == "connections":
+        page = _page(request.POST.get("page"))
+        return _with_toasts(request, "connections/list.html#list", _list_context(page))
+    if connection is not None and target == f"connection-{connection.slug}":
+        row = _row(Connection.objects.with_secrets().get(pk=connection.pk))
+        return _with_toasts(request, "connections/list.html#row", _list_context() | {"row": row})
+    if connection is not None and request.POST.get("next") == "detail":
+        return SeeOther(resolve_url(connection))
+    return SeeOther(reverse("connections:list"))
+
+
+def _with_toasts(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
+    body = render_to_string(template, context, request)
+    toasts = {"messages": messages.get_messages(request), "oob": True}
+    return HttpResponse(body + render_to_string("components/toasts.html", toasts, request))
+
+
+def _crumbs(*places: Any) -> list[dict[str, str]]:
+    crumbs = [{"label": _("Connections"), "url": reverse("connections:list")}]
+    for place in places:
+        url = resolve_url(place) if isinstance(place, Connection) else ""
+        crumbs.append({"label": str(place), "url": url})
+    return crumbs
