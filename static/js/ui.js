@@ -57,6 +57,11 @@ if (!("command" in HTMLButtonElement.prototype)) {
   });
 }
 
+// A dialog that a request brings into [data-dialogs] opens at once.
+document.addEventListener("htmx:afterSwap", (event) => {
+  if (event.target.matches("[data-dialogs]")) event.target.querySelector("dialog")?.showModal();
+});
+
 // -- toasts: go after eight seconds, not while pointed at or focused; errors stay -----------------
 const TOAST_MS = 8000;
 
@@ -74,13 +79,22 @@ function startToast(toast) {
 }
 
 const toasts = document.getElementById("toasts");
-if (toasts) {
-  for (const toast of toasts.children) startToast(toast);
-  new MutationObserver((records) => {
-    for (const { addedNodes } of records)
-      for (const node of addedNodes) if (node.nodeType === Node.ELEMENT_NODE) startToast(node);
-  }).observe(toasts, { childList: true });
+for (const toast of toasts.children) startToast(toast);
+new MutationObserver((records) => {
+  for (const { addedNodes } of records)
+    for (const node of addedNodes) if (node.nodeType === Node.ELEMENT_NODE) startToast(node);
+}).observe(toasts, { childList: true });
+
+// htmx swaps no error answer but 422, so that a fault would pass in silence: say it, once at a time.
+function complain(id) {
+  if (toasts.querySelector(`[data-from="${id}"]`)) return;
+  const toast = document.getElementById(id).content.firstElementChild.cloneNode(true);
+  toast.dataset.from = id;
+  toasts.append(toast);
 }
+document.addEventListener("htmx:responseError", () => complain("toast-refused"));
+document.addEventListener("htmx:sendError", () => complain("toast-unreachable"));
+document.addEventListener("htmx:timeout", () => complain("toast-unreachable"));
 
 document.addEventListener("click", (event) => {
   event.target.closest("[data-dismiss]")?.closest(".toast")?.remove();
