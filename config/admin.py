@@ -1,3 +1,8 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 from django.contrib import admin
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
@@ -5,6 +10,10 @@ from django.http import Http404, HttpRequest, HttpResponseBase
 from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext_lazy as _
+
+# Registered by libraries, and wrong here: rights come from roles, and a person's address is a field
+# of the person.
+_FOREIGN_APPS = frozenset({"account", "auth"})
 
 
 class PatchbayAdminSite(admin.AdminSite):
@@ -14,6 +23,25 @@ class PatchbayAdminSite(admin.AdminSite):
     site_title = _("Patchbay admin")
     index_title = _("Everything in this installation")
     site_url = "/"
+
+    def register(self, model_or_iterable: Any, admin_class: Any = None, **options: Any) -> None:
+        models = [model_or_iterable] if isinstance(model_or_iterable, type) else model_or_iterable
+        ours = [model for model in models if model._meta.app_label not in _FOREIGN_APPS]
+        super().register(ours, admin_class, **options)
+
+    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Callable[..., Any]:
+        """Nothing here tells somebody who is signed in and no instance admin that it exists."""
+
+        def instance_admins_only(
+            request: HttpRequest, *args: Any, **kwargs: Any
+        ) -> HttpResponseBase:
+            if request.user.is_authenticated and not self.has_permission(request):
+                raise Http404
+            return guarded(request, *args, **kwargs)
+
+        guarded = super().admin_view(view, cacheable)
+        instance_admins_only.__dict__.update(guarded.__dict__)
+        return instance_admins_only
 
     @method_decorator(login_not_required)
     def login(self, request: HttpRequest, extra_context: object = None) -> HttpResponseBase:

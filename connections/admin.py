@@ -1,0 +1,236 @@
+"""The admin site's pages for connections. What decides where a secret goes is changed on the
+connection's own page; the rest here goes through the same verbs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from connections import actions, tasks
+from connections.models import Connection, ProbeResult, Secret, WorkspaceConnection
+from connections.validation import FIELDS, clean_connection
+from workspaces.admin import Audited, ReadOnly
+
+
+class ConnectionAdminForm(forms.ModelForm):
+    """The fields that don't touch where a secret goes, under the rules of every other door."""
+
+    class Meta:
+        model = Connection
+        fields = (
+            "name",
+            "note",
+            "enabled",
+            "paused_message",
+            "mid_stream_behavior",
+            "default_model",
+            "max_tokens_field",
+        )
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or {}
+        result = clean_connection({n: getattr(self.instance, n) for n in FIELDS} | data)
+        for name, sentences in result.errors.items():
+            self.add_error(name if name in self.fields else None, ValidationError(sentences))
+        return data | {n: result.values[n] for n in data if n in result.values}
+
+
+class WorkspaceAccessInline(ReadOnly, admin.TabularInline):
+    model = WorkspaceConnection
+    fields = ("workspace", "is_default", "allowed_models")
+    extra = 0
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).select_related("workspace")
+
+
+class DeletedFilter(admin.SimpleListFilter):
+    title = _("deleted")
+    parameter_name = "deleted"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("yes", _("Yes")), ("no", _("No"))]
+
+    def queryset(self, request: HttpRequest, queryset: models.QuerySet) -> models.QuerySet:
+        if self.value() in ("yes", "no"):
+            return queryset.filter(deleted_at__isnull=self.value() == "no")
+        return queryset
+
+
+@admin.register(Connection)
+class ConnectionAdmin(admin.ModelAdmin):
+    form = ConnectionAdminForm
+    list_display = (
+        *("name", "slug", "provider_type", "auth_type", "status_label", "enabled", "is_default"),
+        *("access", "position", "last_used_at"),
+    )
+    list_filter = (
+        *("provider_type", "auth_type", "health", "enabled", "is_default", "access"),
+        DeletedFilter,
+    )
+    search_fields = ("name", "slug", "base_url", "note", "default_model")
+    date_hierarchy = "created_at"
+    inlines = (WorkspaceAccessInline,)
+    actions = ("validate_selected", "enable_selected", "pause_selected")
+    readonly_fields = (
+        *("slug", "provider_type", "auth_type", "base_url", "own_page", "custom_endpoint_api"),
+        *("supports_images", "models", "codex_path", "aws_region", "gcp_project_id", "gcp_region"),
+        *("auth_header", "access", "is_default", "position", "status_label", "health_at"),
+        *("health_error", "unknown_fields", "imported_as", "created_by", "created_at"),
+        *("last_used_at", "deleted_at"),
+    )
+    fieldsets = (
+        (None, {"fields": ("name", "slug", "note", "own_page")}),
+        (
+            _("Where it goes"),
+            {
+                "description": _("Changed on the connection's own page: a secret goes with it."),
+                "fields": (
+                    *("provider_type", "auth_type", "base_url", "custom_endpoint_api"),
+                    *("auth_header", "codex_path", "aws_region", "gcp_project_id", "gcp_region"),
+                ),
+            },
+        ),
+        (
+            _("Models"),
+            {"fields": ("models", "default_model", "supports_images", "max_tokens_field")},
+        ),
+        (_("Behaviour"), {"fields": ("mid_stream_behavior", "enabled", "paused_message")}),
+        (_("Use"), {"fields": ("access", "is_default", "position", "last_used_at")}),
+        (_("Health"), {"fields": ("status_label", "health_at", "health_error")}),
+        (
+            _("Origin"),
+            {"fields": ("created_by", "created_at", "deleted_at", "unknown_fields", "imported_as")},
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).select_related("created_by").with_secrets()
+
+    @admin.display(description=_("Status"))
+    def status_label(self, connection: Connection) -> str:
+        return _("Deleted") if connection.deleted_at else connection.status.label
+
+    @admin.display(description=_("Connection page"))
+    def own_page(self, connection: Connection) -> str:
+        if connection.deleted_at:
+            return "–"
+        return format_html(
+            '<a href="{}">{}</a>',
+            reverse("connections:edit", args=[connection.slug]),
+            _("Edit on the connection page"),
+        )
+
+    # A new one needs a secret, and deleting leaves a tombstone: both have their own pages.
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Connection | None = None) -> bool:
+        if obj is not None and obj.deleted_at:
+            return False
+        return super().has_change_permission(request, obj)
+
+    def view_on_site(self, connection: Connection) -> str | None:
+        return None if connection.deleted_at else connection.get_absolute_url()
+
+    def save_model(self, request: HttpRequest, obj: Connection, form: Any, change: bool) -> None:
+        stored = Connection.objects.get(pk=obj.pk)
+        changes = {name: form.cleaned_data[name] for name in form.changed_data}
+        actions.update(request.user, stored, changes, resolve=False)
+
+    @admin.action(description=_("Validate selected"), permissions=["change"])
+    def validate_selected(self, request: HttpRequest, queryset: models.QuerySet) -> None:
+        asked = tasks.request_validation(queryset.filter(deleted_at=None), request.user)
+        self.message_user(
+            request,
+            ngettext(
+                "%(n)d connection is being checked.",
+                "%(n)d connections are being checked.",
+                len(asked),
+            )
+            % {"n": len(asked)},
+        )
+
+    @admin.action(description=_("Enable selected"), permissions=["change"])
+    def enable_selected(self, request: HttpRequest, queryset: models.QuerySet) -> None:
+        self._switch(request, queryset, True)
+
+    @admin.action(description=_("Pause selected"), permissions=["change"])
+    def pause_selected(self, request: HttpRequest, queryset: models.QuerySet) -> None:
+        self._switch(request, queryset, False)
+
+    def _switch(self, request: HttpRequest, queryset: models.QuerySet, enabled: bool) -> None:
+        with transaction.atomic():
+            found = list(queryset.filter(deleted_at=None).exclude(enabled=enabled))
+            for connection in found:
+                actions.set_enabled(request.user, connection, enabled)
+        self.message_user(
+            request,
+            ngettext("%(n)d connection changed.", "%(n)d connections changed.", len(found))
+            % {"n": len(found)},
+        )
+
+
+@admin.register(Secret)
+class SecretAdmin(ReadOnly, admin.ModelAdmin):
+    """That there is one, and for what: nothing of its value is loaded."""
+
+    list_display = ("connection", "purpose", "binding", "created_at", "created_by")
+    list_filter = ("purpose",)
+    list_select_related = ("connection", "created_by")
+    search_fields = ("connection__name", "connection__slug", "binding")
+    date_hierarchy = "created_at"
+    fields = ("connection", "purpose", "binding", "created_at", "created_by")
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).defer("value", "hints")
+
+
+@admin.register(WorkspaceConnection)
+class WorkspaceConnectionAdmin(Audited, ReadOnly, admin.ModelAdmin):
+    """Given on the connection's page and the workspace's settings; can be taken away here."""
+
+    list_display = ("workspace", "connection", "is_default", "allowed_models")
+    list_filter = ("is_default", "workspace", "connection")
+    list_select_related = ("workspace", "connection")
+    search_fields = ("workspace__name", "connection__name", "connection__slug")
+    fields = ("workspace", "connection", "is_default", "allowed_models")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return admin.ModelAdmin.has_delete_permission(self, request, obj)
+
+    def audit_context(self, row: WorkspaceConnection) -> dict[str, Any]:
+        return {
+            "label": f"{row.workspace} · {row.connection}",
+            "workspace_id": row.workspace_id,
+            "was_default": row.is_default,
+        }
+
+
+@admin.register(ProbeResult)
+class ProbeResultAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = (
+        *("started_at", "connection", "trigger", "passed", "error_kind", "latency_ms"),
+        "requested_by",
+    )
+    list_filter = ("passed", "trigger", "error_kind", "connection")
+    list_select_related = ("connection", "requested_by")
+    search_fields = ("connection__name", "connection__slug")
+    date_hierarchy = "started_at"
+    show_full_result_count = False
+    fields = (
+        *("connection", "started_at", "finished_at", "trigger", "requested_by", "revision"),
+        *("passed", "error_kind", "latency_ms", "rungs"),
+    )

@@ -1,0 +1,86 @@
+"""The admin site's pages for sessions: to look at. A session's lock, its messages and its turns
+change through the product's own verbs only."""
+
+from __future__ import annotations
+
+from django.contrib import admin
+from django.db import models
+from django.http import HttpRequest
+from django.utils.text import Truncator
+from django.utils.translation import gettext_lazy as _
+
+from sessions.models import Attachment, ChatSession, Message, Turn
+from workspaces.admin import ReadOnly
+
+
+@admin.register(ChatSession)
+class ChatSessionAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = (
+        *("__str__", "workspace", "owner", "connection", "locked", "model", "shared"),
+        "updated_at",
+    )
+    list_filter = ("shared", ("locked_at", admin.EmptyFieldListFilter), "workspace", "connection")
+    list_select_related = ("workspace", "owner", "connection")
+    search_fields = ("title", "owner__email", "id")
+    date_hierarchy = "updated_at"
+    show_full_result_count = False
+    fields = (
+        *("title", "workspace", "owner", "shared", "connection", "locked_at", "model"),
+        *("created_at", "updated_at", "version", "queue_paused", "queue_not_before", "failures"),
+    )
+
+    @admin.display(boolean=True, description=_("Locked"), ordering="locked_at")
+    def locked(self, chat: ChatSession) -> bool:
+        return chat.is_locked
+
+
+@admin.register(Turn)
+class TurnAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = (
+        *("chat", "number", "state", "model", "step", "error_kind", "started_by"),
+        *("input_tokens", "output_tokens", "created_at", "ended_at"),
+    )
+    list_display_links = ("chat", "number")
+    list_filter = ("state", "error_kind", "chat__workspace", "chat__connection")
+    list_select_related = ("chat", "started_by")
+    search_fields = ("chat__title", "chat__id", "model")
+    date_hierarchy = "created_at"
+    ordering = ("-created_at",)
+    show_full_result_count = False
+    fields = (
+        *("chat", "number", "state", "model", "started_by", "created_at", "started_at"),
+        *("ended_at", "step", "claims", "request_sent", "lease_until", "stop_requested_at"),
+        *("error_kind", "error_detail", "retry_after", "left_out_before", "input_tokens"),
+        *("output_tokens", "cache_read_tokens", "cache_write_tokens", "context_tokens", "cost"),
+    )
+
+
+@admin.register(Message)
+class MessageAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("chat", "seq", "role", "delivery", "author", "beginning", "created_at")
+    list_display_links = ("chat", "seq")
+    list_filter = ("role", "delivery", "is_complete", "chat__workspace")
+    list_select_related = ("chat", "author")
+    search_fields = ("text", "chat__title", "chat__id")
+    date_hierarchy = "created_at"
+    ordering = ("-created_at",)
+    show_full_result_count = False
+    fields = (
+        *("chat", "seq", "role", "author", "delivery", "place", "turn", "step", "is_complete"),
+        *("text", "created_at"),
+    )
+
+    @admin.display(description=_("Text"))
+    def beginning(self, message: Message) -> str:
+        return Truncator(message.text).chars(80)
+
+
+@admin.register(Attachment)
+class AttachmentAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("name", "message", "media_type", "width", "height", "size")
+    list_filter = ("media_type",)
+    search_fields = ("name", "message__chat__title")
+    fields = ("message", "position", "name", "media_type", "width", "height", "size")
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).select_related("message__chat")
