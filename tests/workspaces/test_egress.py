@@ -584,6 +584,25 @@ async def test_a_certificate_for_another_name_is_refused(serve, names, certifica
     assert not server.requests
 
 
+async def test_dialling_shakes_hands_and_sends_nothing(serve, names, certificate):
+    server = await serve(ssl=certificate)
+    names |= {"provider.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]}
+    await egress.dial(f"https://provider.example:{server.port}/v1", LOOPBACK)
+    with pytest.raises(egress.HandshakeFailed):
+        await egress.dial(f"https://other.example:{server.port}/v1", LOOPBACK)
+    assert not server.requests
+
+
+async def test_dialling_tells_an_unknown_name_from_a_refused_address(serve, names):
+    server = await serve()
+    names["inside.example"] = ["127.0.0.1"]
+    with pytest.raises(egress.LookupFailed):
+        await egress.dial("https://nowhere.example/", LOOPBACK)
+    with pytest.raises(EgressBlocked):
+        await egress.dial(f"http://inside.example:{server.port}/", NOTHING)
+    assert server.connections == 0
+
+
 # -- hostile responses -----------------------------------------------------------------------------
 
 OK = b"HTTP/1.1 200 OK\r\n"
