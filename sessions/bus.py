@@ -111,6 +111,7 @@ class Writer:
         self._urgent = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._last_ids: dict[str, str] = {}
+        self._not_before = 0.0
 
     def add_text(
         self, chat_id: str, message: str, block: int, kind: str, offset: int, text: str
@@ -162,7 +163,7 @@ class Writer:
     async def _flush(self) -> None:
         batch, self._pending = self._pending, []
         self._open_text.clear()
-        if not batch:
+        if not batch or time.monotonic() < self._not_before:
             return
         pipe = self._client.pipeline(transaction=False)
         for chat_id, name, data in batch:
@@ -173,6 +174,7 @@ class Writer:
         try:
             ids = await pipe.execute()
         except (redis.RedisError, OSError) as error:
+            self._not_before = time.monotonic() + SKIP_AFTER_FAILURE
             logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
         else:
             for (chat_id, _, _), identifier in zip(batch, ids, strict=False):

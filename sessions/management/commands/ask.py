@@ -1,0 +1,104 @@
+"""One turn from the command line, through the same machine as a browser's."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+
+from connections.models import Connection
+from connections.sentences import sentence
+from sessions import turns
+from sessions.models import ChatSession, Message, Turn
+from sessions.worker import get_crew
+from workspaces import audit
+from workspaces.models import User, Workspace
+from workspaces.permissions import role_in
+from workspaces.runtime import get_runtime
+
+
+class Command(BaseCommand):
+    help = "Asks a model and prints its reply; runs the turn in this process."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("text", help="the message")
+        parser.add_argument("--workspace", required=True, metavar="SLUG")
+        parser.add_argument("--connection", metavar="SLUG", help="for a new session")
+        parser.add_argument("--session", type=uuid.UUID, metavar="UUID", help="go on in this one")
+        parser.add_argument("--user", metavar="EMAIL", help="who asks (default: the first admin)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        workspace = Workspace.objects.filter(slug=options["workspace"]).first()
+        if workspace is None:
+            raise CommandError(f"There is no workspace {options['workspace']!r}.")
+        user = self._user(options["user"], workspace)
+        chat = self._chat(options, workspace, user)
+        try:
+            sent = turns.send(chat.pk, user, options["text"], ring=False)
+        except turns.Refused as refusal:
+            raise CommandError(refusal.sentence) from None
+        try:
+            message = self._answered(sent.message)
+        finally:
+            get_crew().close(5)
+            get_runtime().stop(5)
+        turn = message.turn
+        assert turn is not None
+        if turn.state != Turn.State.DONE:
+            why = sentence(turn.error_kind).text if turn.error_kind else turn.get_state_display()
+            raise CommandError(str(why))
+        replies = turn.messages.filter(role=Message.Role.ASSISTANT).order_by("step")
+        self.stdout.write("\n\n".join(reply.text for reply in replies if reply.text))
+
+    def _answered(self, message: Message) -> Message:
+        """Waits for the turn of the message: run here, or by a worker that was quicker."""
+        while True:
+            message.refresh_from_db()
+            if message.delivery == Message.Delivery.CANCELLED:
+                raise CommandError("The message was cancelled.")
+            turn = message.turn
+            if turn is not None:
+                turn.refresh_from_db()
+                if not turn.is_active:
+                    return message
+                if turn.state == Turn.State.PENDING:
+                    get_crew().take(turn.pk)
+            time.sleep(0.05)
+
+    def _user(self, email: str | None, workspace: Workspace) -> User:
+        people = User.objects.filter(is_active=True)
+        if email is None:
+            user = people.filter(is_superuser=True).order_by("date_joined").first()
+        else:
+            user = people.filter(email=email.strip().lower()).first()
+        if user is None or role_in(user, workspace) is None:
+            raise CommandError("There is no such person in this workspace.")
+        return user
+
+    def _chat(self, options: dict[str, Any], workspace: Workspace, user: User) -> ChatSession:
+        if options["session"]:
+            chat = ChatSession.objects.filter(pk=options["session"], workspace=workspace).first()
+            if chat is None:
+                raise CommandError("There is no such session in this workspace.")
+            return chat
+        connection = None
+        if options["connection"]:
+            connection = (
+                Connection.objects.visible_to(workspace).filter(slug=options["connection"]).first()
+            )
+            if connection is None:
+                raise CommandError(
+                    f"There is no connection {options['connection']!r} in this workspace."
+                )
+        with transaction.atomic():
+            chat = ChatSession.objects.create(workspace=workspace, owner=user)
+            audit.record(user, "session.create", chat, workspace_id=workspace.pk)
+        if connection is not None:
+            try:
+                turns.choose_connection(chat.pk, user, connection)
+            except turns.Refused as refusal:
+                raise CommandError(refusal.sentence) from None
+        return chat
