@@ -16,7 +16,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from django.db import close_old_connections, connections
+from django.db import connections
+
+from workspaces import egress
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +113,23 @@ class Runtime:
             asyncio.run_coroutine_threadsafe(self._drain(grace), loop).result(grace + 10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
-        self._pool.submit(close_old_connections)
+        self._close_databases()
         self._pool.shutdown(wait=True)
         if not loop.is_running():
             loop.close()
+
+    def _close_databases(self) -> None:
+        # A connection is closed by the thread it belongs to: each takes one of these and waits
+        # for the others, so that none takes two.
+        everyone = threading.Barrier(DB_THREADS)
+
+        def close() -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                everyone.wait(5)
+            connections.close_all()
+
+        for _ in range(DB_THREADS):
+            self._pool.submit(close)
 
     async def _drain(self, grace: float) -> None:
         tasks = set(self._tasks)
@@ -124,6 +139,7 @@ class Runtime:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=8)
+        await egress.close_clients()
 
 
 _runtime: Runtime | None = None
