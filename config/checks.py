@@ -7,6 +7,8 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import Error, Tags, register
 
+from workspaces import egress
+
 
 @register(Tags.security)
 def production_is_safe(**kwargs: Any) -> list[Error]:
@@ -28,4 +30,16 @@ def production_is_safe(**kwargs: Any) -> list[Error]:
                 id="patchbay.E002",
             )
         )
+    return errors
+
+
+@register(Tags.security)
+def egress_lists_can_be_read(**kwargs: Any) -> list[Error]:
+    """A mistyped allow list is refused at start, not at the first call."""
+    errors = []
+    for policy in (egress.provider_policy, egress.tool_policy):
+        try:
+            policy()
+        except ValueError as error:
+            errors.append(Error(str(error), id="patchbay.E003"))
     return errors

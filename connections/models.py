@@ -249,7 +249,7 @@ class Secret(orm.Model):
     connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="secrets")
     purpose = orm.CharField(max_length=10, choices=Purpose, default=Purpose.AUTH)
     binding = orm.CharField(_("entered for"), max_length=2100)
-    value = SealedField(bound_to="binding")
+    value = SealedField(bound_to="place")
     hints = orm.JSONField(default=dict, blank=True)
     created_at = orm.DateTimeField(default=timezone.now)
     created_by = orm.ForeignKey(
@@ -265,6 +265,11 @@ class Secret(orm.Model):
 
     def __str__(self) -> str:
         return f"{self.get_purpose_display()}"
+
+    @property
+    def place(self) -> str:
+        """What the sealed value is bound to: this connection, at this destination."""
+        return f"{self.connection_id} {self.binding}"
 
     @property
     def readable(self) -> bool:

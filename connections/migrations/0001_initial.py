@@ -92,7 +92,7 @@ class Migration(migrations.Migration):
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
                 ('purpose', models.CharField(choices=[('auth', 'Authentication'), ('headers', 'Extra headers')], default='auth', max_length=10)),
                 ('binding', models.CharField(max_length=2100, verbose_name='entered for')),
-                ('value', workspaces.fields.SealedField(bound_to='binding')),
+                ('value', workspaces.fields.SealedField(bound_to='place')),
                 ('hints', models.JSONField(blank=True, default=dict)),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('connection', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='secrets', to='connections.connection')),
