@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -74,3 +74,23 @@ def text_of(events: Sequence[Event]) -> str:
 
 def only(kind: type, events: Sequence[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
+
+
+class _Chunks(httpx.AsyncByteStream):
+    def __init__(self, chunks: Sequence[bytes | Exception]) -> None:
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._chunks:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+
+
+def canned(*chunks: bytes | Exception, status: int = 200, headers: Any = None) -> httpx.AsyncClient:
+    """A client whose every answer is these chunks; an exception among them is raised."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, headers=headers, stream=_Chunks(chunks))
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(answer))

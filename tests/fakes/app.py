@@ -127,7 +127,7 @@ class App:
         record["status"] = 200
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         headers["x-request-id"] = f"req_fake_{record['n']}"
-        exchange.play(_chunks(first, steps, reply, asked, record), headers)
+        exchange.play(chunks(first, steps, reply, asked, record), headers)
 
     def _check_key(self, exchange: Exchange, auth: str) -> None:
         if not auth:
@@ -241,7 +241,7 @@ class App:
                 exchange.respond(404, {})
 
 
-def _chunks(
+def chunks(
     first: models.Step,
     steps: Iterator[models.Step],
     reply: Any,

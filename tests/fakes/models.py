@@ -205,8 +205,9 @@ def _answer(context: Context) -> Iterator[Step]:
 def _call(context: Context, name: str) -> Call:
     if name != "fetch_url":
         return Call(name)
-    found = re.search(r"https?://\S+", context.asked.last_user)
-    return Call(name, json.dumps({"url": found[0] if found else "https://example.com/"}))
+    said = " ".join(text for role, text in context.asked.texts if role == "user")
+    found = re.findall(r"https?://\S+", said)
+    return Call(name, json.dumps({"url": found[-1] if found else "https://example.com/"}))
 
 
 def tools(context: Context) -> Iterator[Step]:

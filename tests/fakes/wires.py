@@ -133,7 +133,7 @@ class OpenAI:
                 _require(number == 0, f"{where}: system must come first", "messages")
                 asked.system = message["content"]
             elif role == "user":
-                after_results = messages[number - 1].get("role") == "tool"
+                after_results = number > 0 and messages[number - 1].get("role") == "tool"
                 text = self._user_content(message, where, asked)
                 if after_results:
                     asked.steered.append(text)
