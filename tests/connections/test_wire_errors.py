@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from connections.providers.base import ErrorKind, ModelRequest, ProviderError, Target
+from connections.providers.base import ErrorKind, ModelRequest, ProviderError, Target, Turnlet
 from connections.providers.errors import MAX_RETRY_AFTER, Scrubber, excerpt, retry_after
 from tests.connections.wires import TYPES, WIRES, asking, canned, replies, text_of
 
