@@ -36,6 +36,7 @@ from typing import NoReturn, TextIO
 
 from django.conf import settings
 from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 from django.db import DatabaseError, connection, connections
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
@@ -108,19 +109,20 @@ def commands() -> dict[str, list[str]]:
 
 
 def prepare() -> None:
-    """Brings the database up to date and looks at the instance keys. Raises `CantStart`.
+    """Checks the settings, brings the database up to date and looks at the instance keys. Raises
+    `CantStart`.
 
     Safe to run again and in a container of its own (`manage.py prepare`).
     """
     from workspaces import rotation, vault
 
     try:
-        call_command("migrate", interactive=False, verbosity=0)
+        call_command("migrate", interactive=False, verbosity=0, skip_checks=False)
         rotation.start_check()
     except DatabaseError as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise CantStart(f"The database can't be used: {reason}") from error
-    except vault.BadKeys as error:
+    except (vault.BadKeys, SystemCheckError) as error:
         raise CantStart(str(error)) from error
     finally:
         connections.close_all()
@@ -366,7 +368,7 @@ class Supervisor:
                 stderr=write,
                 process_group=self._guard,
                 pass_fds=(self._keep_open,),
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=die_with_parent(),
             )
         finally:
             os.close(write)
@@ -473,12 +475,12 @@ def _start_guard() -> tuple[int, int]:
     return write, guard
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """What a child does before it becomes its program: asks Linux to be killed when the supervisor
-    ends, and ends at once if that has happened already."""
+def die_with_parent() -> Callable[[], None] | None:
+    """`preexec_fn` of a process that mustn't outlive this one: Linux kills it when the thread that
+    started it ends; if that has happened already it ends at once. None on other systems."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl, pr_set_pdeathsig = ctypes.CDLL(None).prctl, 1
+    prctl, pr_set_pdeathsig, parent = ctypes.CDLL(None).prctl, 1, os.getpid()
 
     def die_with() -> None:
         prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)

@@ -111,6 +111,7 @@ class Patchbay:
         self.data = data or folder / "data"
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._clients: list[Client] = []
         self.env = {
             **_environment(),
             "PATCHBAY_DATA_DIR": str(self.data),
@@ -170,6 +171,8 @@ class Patchbay:
     def stop(self, number: int = signal.SIGINT) -> int:
         """Ends it as Ctrl-C does; the exit code."""
         assert self.process is not None
+        for client in self._clients:
+            client.close()
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -232,8 +235,9 @@ class Patchbay:
         return result
 
     def client(self) -> Client:
-        """A client that is nobody yet."""
-        return Client(self.url)
+        """A client that is nobody yet; closed when the server is stopped."""
+        self._clients.append(Client(self.url))
+        return self._clients[-1]
 
     def setup_admin(self, **fields: str) -> Client:
         """Goes through the first-run page (fields default to `ADMIN`); a client signed in as the

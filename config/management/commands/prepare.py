@@ -13,6 +13,8 @@ class Command(BaseCommand):
         "web, worker and beat by themselves."
     )
 
+    requires_system_checks = []  # `prepare` makes them
+
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             prepare()

