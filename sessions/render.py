@@ -33,18 +33,21 @@ from pygments.token import STANDARD_TYPES
 __all__ = ["Blocks", "Closed", "clean", "render", "utf16_len"]
 
 # A message may cost BASE + PER_CHAR * its length, in estimated microseconds: 90 ms for 100 kB.
-# Ordinary prose costs a third of a microsecond a character and so never runs out.
-_BASE = 50_000
-_PER_CHAR = 0.4
+# Ordinary prose costs less than half a microsecond a character and so never runs out.
+_BASE = 40_000
+_PER_CHAR = 0.5
 _LINE = 2  # cutting: each line
 _BLOCK = 60  # rendering: each block, then what it holds
 _TEXT_LINE = 10
 _CHAR = 0.05
-_SPECIAL = 6
+_SPECIAL = 2
+_DELIMITER = 6
 _BRACKET = 20
 _IMAGE = 70
+_AUTOLINK = 25
+_INDENT = 2  # each space: what is nested is looked at once a level
 _CELL = 9
-_HIGHLIGHT = 1.6  # each character
+_HIGHLIGHT = 2.0  # each character
 _HIGHLIGHT_SHARE = 0.75  # of the budget; the rest is kept for the text that follows
 _HIGHLIGHT_MAX = 20_000  # characters in one fence
 _HIGHLIGHT_LINE_MAX = 1_000  # characters in one line: minified code is not worth it
@@ -54,105 +57,29 @@ _MAX_INLINE_NESTING = 100
 _MAX_URL = 2_000
 _MAX_GROWTH = 30  # HTML characters per source character, against reference definitions used often
 
-_SPECIALS = b"!&*<>[\\]_`{}~:#-|+"
+_SPECIALS = b"!&<>[\\]`{}:#-|+"
+_DELIMITERS = b"*_~"
 
-_LANGUAGES = frozenset(
-    [
-        "bash",
-        "c",
-        "c++",
-        "cpp",
-        "c#",
-        "cs",
-        "csharp",
-        "css",
-        "diff",
-        "docker",
-        "dockerfile",
-        "go",
-        "golang",
-        "graphql",
-        "html",
-        "http",
-        "ini",
-        "java",
-        "javascript",
-        "js",
-        "json",
-        "jsx",
-        "kotlin",
-        "kt",
-        "lua",
-        "make",
-        "makefile",
-        "markdown",
-        "md",
-        "nginx",
-        "perl",
-        "php",
-        "powershell",
-        "ps1",
-        "py",
-        "py3",
-        "python",
-        "python3",
-        "r",
-        "rb",
-        "ruby",
-        "rs",
-        "rust",
-        "scala",
-        "sh",
-        "shell",
-        "sql",
-        "swift",
-        "toml",
-        "ts",
-        "tsx",
-        "typescript",
-        "xml",
-        "yaml",
-        "yml",
-        "zsh",
-    ]
+_HIGHLIGHTED = (
+    "bash c c++ cpp c# cs csharp css diff docker dockerfile go golang graphql html http ini "
+    "java javascript js json jsx kotlin kt lua make makefile markdown md nginx perl php "
+    "powershell ps1 py py3 python python3 r rb ruby rs rust scala sh shell sql swift toml ts "
+    "tsx typescript xml yaml yml zsh"
 )
+_LANGUAGES = frozenset(_HIGHLIGHTED.split())
 _LANGUAGE_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9+#._-]{0,23}")
 _UNCOLOURED = {"", "n", "p", "w", "err", "esc"}
 _LINK = re.compile(r"https?://[^/?#\\]|mailto:[^/?#\\]", re.IGNORECASE)
 _UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")
+_INDENTATION = re.compile(r"\n([ \t]+)")
 _DEFINITION = re.compile(r"^[ >]*\[[^\]\n]{1,999}\]:", re.MULTILINE)
 
+_TAGS = (
+    "a bdi blockquote br code div em h3 h4 h5 h6 hr li ol p pre s span strong table tbody td "
+    "th thead tr ul"
+)
 _sanitiser = nh3.Cleaner(
-    tags=set(
-        [
-            "a",
-            "bdi",
-            "blockquote",
-            "br",
-            "code",
-            "div",
-            "em",
-            "h3",
-            "h4",
-            "h5",
-            "h6",
-            "hr",
-            "li",
-            "ol",
-            "p",
-            "pre",
-            "s",
-            "span",
-            "strong",
-            "table",
-            "tbody",
-            "td",
-            "th",
-            "thead",
-            "tr",
-            "ul",
-        ]
-    ),
+    tags=set(_TAGS.split()),
     clean_content_tags={"script", "style"},
     attributes={"a": {"href"}, "div": {"data-copy", "data-lang"}, "ol": {"start"}},
     tag_attribute_values={
@@ -466,11 +393,18 @@ def _cost(source: str) -> float:
         return _BLOCK + lines + _CHAR * len(source)
     data = source.encode()
     cost = _BLOCK + _CHAR * len(data) + _TEXT_LINE * lines
-    cost += _SPECIAL * (len(data) - len(data.translate(None, _SPECIALS)))
+    cost += _SPECIAL * _count(data, _SPECIALS)
+    cost += _DELIMITER * (_count(data, _DELIMITERS) - source.count("**") / 2)
     cost += _BRACKET * source.count("[") + _IMAGE * source.count("![")
+    cost += _AUTOLINK * min(source.count("<"), source.count(">"))
+    cost += _INDENT * sum(map(len, _INDENTATION.findall(source)))
     if lines > 1 and "|" in source:  # short rows are filled up to the width of the table
         cost += _CELL * lines * max(line.count("|") for line in source.split("\n"))
     return cost
+
+
+def _count(data: bytes, characters: bytes) -> int:
+    return len(data) - len(data.translate(None, characters))
 
 
 def _too_deep(tokens: list) -> bool:
