@@ -7,3 +7,10 @@ class SessionsConfig(AppConfig):
     # Django's own django.contrib.sessions has the label "sessions".
     label = "agent_sessions"
     verbose_name = _("Agent sessions")
+
+    def ready(self) -> None:
+        from connections import registry
+        from sessions import links
+
+        registry.count_usage_with(links.count_sessions)
+        registry.find_choices_with(links.find_choice)

@@ -28,6 +28,11 @@ def fakes():
 
 
 @pytest.fixture(autouse=True)
+def loopback_is_allowed(settings):
+    settings.EGRESS_ALLOW = "127.0.0.0/8,::1"
+
+
+@pytest.fixture(autouse=True)
 async def closed_clients():
     yield
     await egress.close_clients()

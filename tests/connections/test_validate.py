@@ -42,6 +42,11 @@ def fakes():
 
 
 @pytest.fixture(autouse=True)
+def loopback_is_allowed(settings):
+    settings.EGRESS_ALLOW = "127.0.0.0/8,::1"
+
+
+@pytest.fixture(autouse=True)
 def loop():
     """The runtime as a worker has it; its threads let go of the database afterwards."""
     yield
