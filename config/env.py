@@ -16,7 +16,16 @@ class BadEnv(Exception):
     """A variable can't be used; the text is one line for the operator."""
 
 
+_asked: set[str] = set()
+
+
+def asked() -> frozenset[str]:
+    """The names of the variables that were read so far: any other one has no effect."""
+    return frozenset(_asked)
+
+
 def _raw(name: str) -> str | None:
+    _asked.add(name)
     if (value := os.environ.get(name)) is not None:
         return value
     if path := os.environ.get(f"{name}_FILE"):
