@@ -32,12 +32,12 @@ from pygments.token import STANDARD_TYPES
 
 __all__ = ["Blocks", "Closed", "clean", "render", "utf16_len"]
 
-# A message may cost BASE + PER_CHAR * its length, in estimated microseconds: 90 ms for 100 kB.
+# A message may cost BASE + PER_CHAR * its length, in estimated microseconds: 100 ms for 100 kB.
 # Ordinary prose costs less than half a microsecond a character and so never runs out.
-_BASE = 40_000
-_PER_CHAR = 0.5
+_BASE = 60_000
+_PER_CHAR = 0.4
 _LINE = 2  # cutting: each line
-_BLOCK = 60  # rendering: each block, then what it holds
+_BLOCK = 25  # rendering: each block, then what it holds
 _TEXT_LINE = 10
 _CHAR = 0.05
 _SPECIAL = 2

@@ -309,7 +309,7 @@ def test_a_hundred_kilobytes_of_anything_are_bounded(name):
 
 def test_ordinary_long_texts_are_rendered_to_their_end():
     assert "plain" not in render(SLOW["prose"] * 3)
-    assert "plain" not in render(TEXT.replace("~~~", "") * 50)
+    assert "plain" not in render(TEXT.replace("~~~", "") * 25)
 
 
 def test_a_token_without_a_line_break_costs_the_same_in_a_long_text():
