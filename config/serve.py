@@ -117,6 +117,10 @@ def prepare() -> None:
     from workspaces import rotation, vault
 
     try:
+        if connection.vendor == "postgresql":
+            # Asked directly: its pool would only say, after a while, that it has no connection.
+            parameters = connection.get_connection_params() | {"connect_timeout": 5}
+            connection.Database.connect(**parameters).close()
         call_command("migrate", interactive=False, verbosity=0, skip_checks=False)
         rotation.start_check()
     except DatabaseError as error:
@@ -130,8 +134,9 @@ def prepare() -> None:
             connection.close_pool()
 
 
-def serve() -> int:
-    """Runs everything until somebody ends it or something breaks; the exit code."""
+def serve(before_web: Callable[[Supervisor], None] = lambda supervisor: None) -> int:
+    """Runs everything until somebody ends it or something breaks; the exit code. `before_web` is
+    called when the database is prepared; it may start processes of its own."""
     with contextlib.ExitStack() as stack:
         try:
             os.umask(0o077)
@@ -140,7 +145,7 @@ def serve() -> int:
             _check_port(settings.PORT)
             _raise_file_limit()
             supervisor = stack.enter_context(Supervisor(keep_open=lock))
-            _run(supervisor)
+            _run(supervisor, before_web)
         except CantStart as error:
             _tell(f"Patchbay can't start: {error}", sys.stderr)
             return 1
@@ -149,12 +154,13 @@ def serve() -> int:
     return 0
 
 
-def _run(supervisor: Supervisor) -> NoReturn:
+def _run(supervisor: Supervisor, before_web: Callable[[Supervisor], None]) -> NoReturn:
     from workspaces import setup
 
     if settings.VALKEY_PASSWORD:
         _start_valkey(supervisor)
     prepare()
+    before_web(supervisor)
     token = setup.first_run_token()
     connections.close_all()
     children = commands()

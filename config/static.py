@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from wsgiref.headers import Headers
 
 from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
 from whitenoise.base import WhiteNoise
@@ -51,7 +50,6 @@ class StaticFiles:
                 prefix=self.prefix,
                 max_age=60,
                 allow_all_origins=False,
-                add_headers_function=_add_safe_headers,
                 immutable_file_test=_is_hashed,
             ).files
 
@@ -76,7 +74,7 @@ class StaticFiles:
                 "status": int(response.status),
                 "headers": [
                     (name.lower().encode("latin-1"), value.encode("latin-1"))
-                    for name, value in response.headers
+                    for name, value in [*response.headers, *SAFE_HEADERS.items()]
                 ],
                 "trailers": False,
             }
@@ -92,8 +90,3 @@ class StaticFiles:
 
 def _is_hashed(path: str, url: str) -> bool:
     return bool(_HASHED.search(url))
-
-
-def _add_safe_headers(headers: Headers, path: str, url: str) -> None:
-    for name, value in SAFE_HEADERS.items():
-        headers[name] = value

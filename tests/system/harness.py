@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import random
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import redis
 
 ROOT = Path(__file__).resolve().parents[2]
 ADMIN = {"email": "alice@example.com", "password": "correct horse battery", "workspace": "Support"}
@@ -173,6 +175,8 @@ class Patchbay:
         assert self.process is not None
         for client in self._clients:
             client.close()
+        if "redis" in vars(self):
+            self.redis.close()
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -217,6 +221,17 @@ class Patchbay:
                 ):
                     found.append(text)
         return found
+
+    @functools.cached_property
+    def redis(self) -> redis.Redis:
+        """A client of its Valkey."""
+        script = "from django.conf import settings; print(settings.REDIS_URL)"
+        url = self.manage("shell", "--no-imports", "-c", script).stdout.strip()
+        return redis.Redis.from_url(url, decode_responses=True)
+
+    def worker_is_ready(self) -> bool:
+        """Whether the worker waits for tasks."""
+        return any(client["cmd"] == "brpop" for client in self.redis.client_list())
 
     # -- from outside ------------------------------------------------------------------------------
 
