@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,9 @@ class PatchbayAdminSite(admin.AdminSite):
     def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Callable[..., Any]:
         """Nothing here tells somebody who is signed in and no instance admin that it exists."""
 
+        guarded = super().admin_view(view, cacheable)
+
+        @functools.wraps(guarded)
         def instance_admins_only(
             request: HttpRequest, *args: Any, **kwargs: Any
         ) -> HttpResponseBase:
@@ -39,8 +43,6 @@ class PatchbayAdminSite(admin.AdminSite):
                 raise Http404
             return guarded(request, *args, **kwargs)
 
-        guarded = super().admin_view(view, cacheable)
-        instance_admins_only.__dict__.update(guarded.__dict__)
         return instance_admins_only
 
     @method_decorator(login_not_required)

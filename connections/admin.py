@@ -17,6 +17,8 @@ from django.utils.translation import ngettext
 
 from connections import actions, tasks
 from connections.models import Connection, ProbeResult, Secret, WorkspaceConnection
+from connections.providers.base import ErrorKind
+from connections.sentences import Reason, sentence
 from connections.validation import FIELDS, clean_connection
 from workspaces.admin import Audited, ReadOnly
 
@@ -64,6 +66,22 @@ class DeletedFilter(admin.SimpleListFilter):
         if self.value() in ("yes", "no"):
             return queryset.filter(deleted_at__isnull=self.value() == "no")
         return queryset
+
+
+class ErrorFilter(admin.SimpleListFilter):
+    """The kinds of error from their list: Django's own filter would read the whole table."""
+
+    title = _("error")
+    parameter_name = "error"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        kinds = [*ErrorKind, *Reason]
+        return [("any", _("Any")), *((kind.value, sentence(kind).title) for kind in kinds)]
+
+    def queryset(self, request: HttpRequest, queryset: models.QuerySet) -> models.QuerySet:
+        if self.value() == "any":
+            return queryset.exclude(error_kind="")
+        return queryset.filter(error_kind=self.value()) if self.value() else queryset
 
 
 @admin.register(Connection)
@@ -225,7 +243,7 @@ class ProbeResultAdmin(ReadOnly, admin.ModelAdmin):
         *("started_at", "connection", "trigger", "passed", "error_kind", "latency_ms"),
         "requested_by",
     )
-    list_filter = ("passed", "trigger", "error_kind", "connection")
+    list_filter = ("passed", ErrorFilter, "connection")
     list_select_related = ("connection", "requested_by")
     search_fields = ("connection__name", "connection__slug")
     date_hierarchy = "started_at"

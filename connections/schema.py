@@ -137,7 +137,8 @@ class Result(models.TextChoices):
 class Item:
     """One connection of a file. `values` is what `clean_connection` gave (slug "" when the file has
     none), {} when `refused` has a reason. `given` names the reference's fields that were there.
-    `notes` are sentences about what was left out or read in another way."""
+    `notes` are sentences about what was left out or read in another way. `entry` is the file's own
+    JSON, without what looked like a secret."""
 
     number: int
     slug: str
@@ -150,6 +151,7 @@ class Item:
     last_used_at: dt.datetime | None = None
     notes: tuple[str, ...] = ()
     refused: str = ""
+    entry: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +385,7 @@ def _accepted(number: int, slug: str, name: str, entry: dict[str, Any]) -> Item:
         created_at=_moment(entry.get("createdAt")),
         last_used_at=_moment(entry.get("lastUsedAt")),
         notes=tuple(notes),
+        entry=entry,
     )
 
 
@@ -835,12 +838,19 @@ def _slug_for(name: str, everything: Mapping[str, Connection], taken: set[str]) 
 
 
 def _changes(existing: Connection, values: Mapping[str, Any], item: Item) -> tuple[str, ...]:
+    if _undated(item.entry) == _undated(export_connection(existing)):
+        # Our own export, unedited: also where the rules of import would read it in another way.
+        return ()
     changed = [name for name, value in values.items() if getattr(existing, name) != value]
     if existing.unknown_fields != item.unknown_fields:
         changed.append("unknown_fields")
     if existing.imported_as != item.imported_as:
         changed.append("imported_as")
     return tuple(changed)
+
+
+def _undated(entry: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in entry.items() if k not in ("createdAt", "lastUsedAt")}
 
 
 # -- writing ---------------------------------------------------------------------------------------

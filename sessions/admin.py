@@ -9,6 +9,7 @@ from django.http import HttpRequest
 from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
+from connections.admin import ErrorFilter
 from sessions.models import Attachment, ChatSession, Message, Turn
 from workspaces.admin import ReadOnly
 
@@ -41,7 +42,7 @@ class TurnAdmin(ReadOnly, admin.ModelAdmin):
         *("input_tokens", "output_tokens", "created_at", "ended_at"),
     )
     list_display_links = ("chat", "number")
-    list_filter = ("state", "error_kind", "chat__workspace", "chat__connection")
+    list_filter = ("state", ErrorFilter, "chat__workspace", "chat__connection")
     list_select_related = ("chat", "started_by")
     search_fields = ("chat__title", "chat__id", "model")
     date_hierarchy = "created_at"

@@ -295,7 +295,7 @@ class MembershipAdmin(Audited, admin.ModelAdmin):
 @admin.register(AuditEvent)
 class AuditEventAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ("at", "actor_label", "action", "target_type", "target_label", "workspace_id")
-    list_filter = ("action", "target_type")
+    list_filter = ("action",)
     search_fields = ("actor_label", "action", "target_label", "target_id")
     date_hierarchy = "at"
     fields = (

@@ -630,6 +630,22 @@ def test_a_file_imported_again_changes_nothing():
     assert {r.result for r in planned(*exported, there=there).rows} == {Result.SAME}
 
 
+def test_an_unedited_export_changes_nothing_even_where_an_import_would_translate():
+    there = Connection(
+        slug="proxy",
+        name="Proxy",
+        provider_type="anthropic",
+        auth_type="api_key",
+        base_url="https://proxy.example.com",
+        default_model="claude-sonnet-4-6",
+    )
+    exported = schema.export_connection(there)
+    [row] = planned(exported, there=[there]).rows
+    assert row.result == Result.SAME
+    [row] = planned(exported).rows
+    assert row.values["provider_type"] == "anthropic_compat"
+
+
 def test_a_changed_connection_says_which_fields_change():
     there = connection_of(schema.read(file_of(compat())).items[0])
     [row] = planned(compat(name="Two", midStreamBehavior="queue"), there=[there]).rows

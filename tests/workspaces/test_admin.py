@@ -434,6 +434,15 @@ def test_the_selected_are_validated(as_alice, alice, monkeypatch):
     assert AuditEvent.objects.filter(action="connection.validate").count() == 1
 
 
+@pytest.mark.parametrize("model", [ProbeResult, Turn])
+def test_errors_are_filtered_by_kind(rows, as_alice, model):
+    row = model.objects.first()
+    model.objects.filter(pk=row.pk).update(error_kind="auth")
+    for kind, count in (("auth", 1), ("any", 1), ("quota", 0), ("", 2)):
+        page = as_alice.get(url(model, "changelist"), {"error": kind} if kind else {})
+        assert page.context["cl"].result_count == count, kind
+
+
 def test_taking_away_a_workspace_s_access_is_in_the_audit(as_alice, workspace):
     row = give_access(workspace, make_connection(), is_default=True)
     page = url(WorkspaceConnection, "delete", row.pk)
