@@ -18,7 +18,7 @@ run: $(RUN) $(STATIC)  ## start Patchbay: http://127.0.0.1:8000 (PORT, PATCHBAY_
 	@exec $(BIN)/python manage.py serve
 
 demo: $(RUN) $(STATIC)  ## the same with sample workspaces on bundled fake providers
-	@exec $(BIN)/python manage.py demo
+	@PATCHBAY_DATA_DIR="$${PATCHBAY_DATA_DIR:-data-demo}" exec $(BIN)/python manage.py demo
 
 test: $(DEV) $(STATIC)  ## the whole suite; ARGS="tests/workspaces -k setup" for a part
 	@exec $(BIN)/python -m tests.run $(ARGS)

@@ -268,7 +268,11 @@ class Agent:
         self.writer.forget(self.chat_id)
         if state in (Turn.State.DONE, Turn.State.FAILED) and self.turn.chat.connection_id:
             await self.runtime.db(
-                record_turn_outcome, self.turn.chat.connection_id, why.get("error_kind") or None
+                record_turn_outcome,
+                self.turn.chat.connection_id,
+                why.get("error_kind") or None,
+                # As it was when the turn began: an old turn says nothing about a new key.
+                revision=self.turn.chat.connection.revision,
             )
 
 

@@ -7,9 +7,11 @@ import time
 import uuid
 
 from celery import shared_task
+from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from kombu.exceptions import OperationalError
 
 from sessions.worker import get_crew
+from workspaces.runtime import get_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -39,3 +41,26 @@ def ring(turn_id: uuid.UUID) -> None:
     except (OperationalError, OSError) as error:
         _quiet_until = time.monotonic() + 3
         logger.warning("the doorbell doesn't ring (%s)", type(error).__name__)
+
+
+# -- the worker's life -----------------------------------------------------------------------------
+
+GRACE = 10.0  # seconds that running replies have to end when the worker is asked to stop
+
+
+@worker_init.connect
+def begin(**kwargs: object) -> None:
+    """The sweep and the heartbeat start with the process, with or without a broker."""
+    get_crew().start()
+
+
+@worker_shutting_down.connect
+def stop_taking(**kwargs: object) -> None:
+    get_crew().drain()
+
+
+@worker_shutdown.connect
+def finish(**kwargs: object) -> None:
+    """Lets the running replies end; what doesn't in time ends as interrupted, its text kept."""
+    get_crew().close(GRACE)
+    get_runtime().stop(1)

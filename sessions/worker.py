@@ -157,10 +157,14 @@ class Crew:
 
     # -- the end ---------------------------------------------------------------------------------
 
+    def drain(self) -> None:
+        """Takes no more turns from now on."""
+        self._draining = True
+
     def close(self, grace: float) -> None:
         """Takes no more turns, lets the running ones end within `grace` seconds, then cancels
         them with their text kept. The heartbeat goes on until the last has ended."""
-        self._draining = True
+        self.drain()
         deadline = time.monotonic() + grace
         while self.live and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -1,6 +1,7 @@
 import sys
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand
 
 from config import demo
@@ -16,9 +17,12 @@ class Command(BaseCommand):
         sys.exit(serve(self._before_web))
 
     def _before_web(self, supervisor: Supervisor) -> None:
+        if demo.holds_something_else():
+            raise CantStart(
+                f"{settings.DATA_DIR} holds an installation; set PATCHBAY_DATA_DIR to another"
+            )
         port = demo.provider_port()
-        made = demo.seed(port)
-        if not made and not (demo.settings.DATA_DIR / "demo-port").exists():
-            raise CantStart("this data directory holds an installation; choose another")
         supervisor.start("providers", demo.providers_command(port), demo.environment())
+        demo.seed(port)
         self.stdout.write(f"Sign in as {demo.EMAIL} with the password: {demo.PASSWORD}")
+        self.stdout.flush()
