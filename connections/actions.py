@@ -419,6 +419,41 @@ def set_workspace_default(
         )
 
 
+def set_allowed_models(
+    actor: Actor, workspace: Workspace, connection: Connection, models: Sequence[str] | None
+) -> None:
+    """The models of a connection that a workspace uses, None for every one. It must have access
+    already. Takes the lock of the workspace's rows."""
+    with transaction.atomic():
+        Workspace.objects.select_for_update().get(pk=workspace.pk)
+        row = _locked(connection)
+        link = WorkspaceConnection.objects.filter(workspace=workspace, connection=row).first()
+        if row.access == AccessMode.CHOSEN and link is None:
+            raise ValidationError(
+                {"connection": [_("This workspace has no access to the connection.")]}
+            )
+        if unknown := [model for model in models or () if model not in row.model_ids]:
+            raise ValidationError(
+                {"models": [_("The connection has no model “%(id)s”.") % {"id": unknown[0]}]}
+            )
+        allowed = None if models is None else list(models)
+        says_nothing = row.access == AccessMode.ALL and not (link and link.is_default)
+        if allowed is None and says_nothing:
+            WorkspaceConnection.objects.filter(workspace=workspace, connection=row).delete()
+        else:
+            WorkspaceConnection.objects.update_or_create(
+                workspace=workspace, connection=row, defaults={"allowed_models": allowed}
+            )
+        record(
+            actor,
+            "workspace.models",
+            workspace,
+            workspace_id=workspace.pk,
+            connection=row.slug,
+            models="all" if allowed is None else len(allowed),
+        )
+
+
 def set_access(
     actor: Actor,
     connection: Connection,

@@ -94,7 +94,7 @@ class RungShown:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One earlier probe: `level` 1 to 5 by how long it took."""
+    """One earlier probe: `level` 2 to 5 by how long it took; 5 when it failed."""
 
     tone: str
     level: int
@@ -160,7 +160,7 @@ def _words(probe: ProbeResult) -> list[tuple[str, str]]:
 
 def _bar(probe: ProbeResult) -> Bar:
     ms = probe.latency_ms
-    level = 1 + sum((ms or 0) >= step for step in (300, 1_000, 3_000, 10_000))
+    level = 2 + sum((ms or 0) >= step for step in (1_000, 3_000, 10_000))
     if probe.passed:
         outcome, tone = str(Status.VALID.label), "success"
     elif probe.passed is None:
@@ -253,7 +253,7 @@ def _secret_facts(connection: Connection) -> list[Fact]:
                 if last
             ]
         else:
-            shown.append(Fact(_("Names"), ", ".join(sorted(secret.hints)), True))
+            shown.append(Fact(_("Header names"), ", ".join(sorted(secret.hints)), True))
     return shown or [Fact(_("Stored"), _("Nothing"))]
 
 
@@ -295,12 +295,6 @@ def models_shown(connection: Connection) -> list[Capabilities]:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelChoice:
-    model: str
-    allowed: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Card:
     """What a workspace's people see of a connection: name, health, models, capabilities."""
 
@@ -309,8 +303,6 @@ class Card:
     is_default: bool
     models: list[Capabilities]
     more: int  # models beyond those shown
-    is_narrowed: bool
-    choices: list[ModelChoice]  # for who may narrow them
     problem: Sentence | None
 
     @property
@@ -326,20 +318,15 @@ def cards(among: Candidates) -> list[Card]:
             continue
         row = among.rows.get(connection.pk)
         usable = usable_models(connection, row)
-        fault = among.fault(connection)
+        fault, status = among.fault(connection), connection.status
         shown.append(
             Card(
                 connection=connection,
-                status=connection.status,
+                status=status,
                 is_default=bool(row and row.is_default),
                 models=[capabilities(connection, m) for m in usable[:MODELS_IN_A_CARD]],
                 more=max(0, len(usable) - MODELS_IN_A_CARD),
-                is_narrowed=bool(row and row.allowed_models is not None),
-                choices=[
-                    ModelChoice(model, model in usable)
-                    for model in connection.model_ids[:MODELS_SHOWN]
-                ],
-                problem=sentence(fault) if fault else None,
+                problem=sentence(fault) if fault else _health_sentence(connection, status),
             )
         )
     return shown

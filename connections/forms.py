@@ -83,12 +83,12 @@ class _WriteOnlyText(forms.Textarea):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Fields under a heading, each with its width; `folded` ones open on request."""
+    """Rows of fields under a heading; those of a `folded` one open on request."""
 
     legend: str | Promise
-    fields: list[tuple[BoundField, str]]
+    rows: list[list[BoundField]]
     help: str | Promise = ""
-    folded: bool = False
+    folded: str | Promise = ""
 
 
 class ConnectionForm(forms.Form):
@@ -105,12 +105,12 @@ class ConnectionForm(forms.Form):
     slug = _Text(
         label=_("Slug"),
         required=False,
-        help_text=_("Part of the address, for scripts. Made from the name when empty; stays."),
+        help_text=_("Its name in addresses and scripts. It never changes."),
     )
     provider_type = _Choice(label=_("Provider"), choices=ProviderType.choices)
     auth_type = _Choice(label=_("Authentication"), choices=AuthType.choices)
     base_url = _Text(label=_("Base URL"), required=False, widget=forms.TextInput)
-    custom_endpoint_api = _Choice(label=_("Wire format"), required=False)
+    custom_endpoint_api = _Choice(label=_("Wire format"))
     aws_region = _Text(
         label=_("AWS region"), help_text=_("The region where you have model access.")
     )
@@ -120,7 +120,6 @@ class ConnectionForm(forms.Form):
     )
     codex_path = _Choice(
         label=_("Codex binary"),
-        required=False,
         help_text=_("One of the paths that the operator lists in PATCHBAY_CODEX_PATHS."),
     )
 
@@ -148,14 +147,13 @@ class ConnectionForm(forms.Form):
     )
     supports_images = _Choice(
         label=_("Images"),
-        required=False,
         choices=[
             ("", _("Text only, unless a model says otherwise")),
             ("true", _("Takes images")),
             ("false", _("Text only")),
         ],
     )
-    mid_stream_behavior = _Choice(label=_("Messages sent while a reply streams"), required=False)
+    mid_stream_behavior = _Choice(label=_("Messages sent mid-stream"))
 
     access = _Choice(label=_("Workspaces"), choices=AccessMode.choices, widget=forms.RadioSelect)
     workspaces = forms.ModelMultipleChoiceField(
@@ -183,12 +181,10 @@ class ConnectionForm(forms.Form):
 
     auth_header = _Choice(
         label=_("The key is sent as"),
-        required=False,
         choices=[("", _("The wire format's own")), *AuthHeader.choices],
     )
     max_tokens_field = _Choice(
         label=_("The output limit is sent as"),
-        required=False,
         choices=[("", _("The wire format's own")), *MaxTokensField.choices],
     )
     extra_headers = _Text(
@@ -274,14 +270,19 @@ class ConnectionForm(forms.Form):
     def _settle_pair(self) -> None:
         """Provider and auth type as they count for what is shown; an auth type that doesn't go
         with the provider gives way to the provider's first."""
-        provider = str(self["provider_type"].value() or "")
+        provider = self._now("provider_type")
         known = provider in ProviderType.values
         self.provider = ProviderType(provider) if known else ProviderType.ANTHROPIC
         allowed = ALLOWED_AUTH[self.provider]
-        auth = str(self["auth_type"].value() or "")
+        auth = self._now("auth_type")
         self.auth = AuthType(auth) if auth in {a.value for a in allowed} else allowed[0]
         if not self.is_bound:
             self.initial["auth_type"] = self.auth
+
+    def _now(self, name: str) -> str:
+        """What a field holds: typed, else as it was. Without its bound field, which would remember
+        an initial value that `_settle_pair` may change."""
+        return str((self.data.get(name) if name in self.data else self.initial.get(name)) or "")
 
     def _dress(self, url: str) -> None:
         fields = self.fields
@@ -356,7 +357,7 @@ class ConnectionForm(forms.Form):
         return ""
 
     def _key_is_optional(self) -> bool:
-        probe = Connection(auth_type=self.auth, base_url=str(self["base_url"].value() or ""))
+        probe = Connection(auth_type=self.auth, base_url=self._now("base_url"))
         try:
             return not probe.needs_secret
         except ValueError:
@@ -370,7 +371,7 @@ class ConnectionForm(forms.Form):
         """The fields that the chosen provider and auth type have, under their headings."""
         provider, compat = self.provider, self.provider.is_compat
         own_cloud = provider in (ProviderType.BEDROCK, ProviderType.VERTEX)
-        where = ["provider_type", "auth_type"]
+        where = ["provider_type auth_type"]
         if not own_cloud:
             where.append("base_url")
         if compat:
@@ -378,46 +379,38 @@ class ConnectionForm(forms.Form):
         if provider == ProviderType.BEDROCK:
             where.append("aws_region")
         if provider == ProviderType.VERTEX:
-            where += ["gcp_project_id", "gcp_region"]
+            where.append("gcp_project_id gcp_region")
         if provider == ProviderType.OPENAI:
             where.append("codex_path")
         folded = ["extra_headers"]
         if compat:
-            folded = ["auth_header", "max_tokens_field", *folded]
+            folded = ["auth_header max_tokens_field", *folded]
         if own_cloud:
             folded = ["base_url", *folded]
-        names = ["name"] if self.connection else ["name", "slug"]
+        credentials = _SECRET_HELP.get(
+            self.auth, _("Encrypted, sent to this provider and address only, never shown again.")
+        )
+        window = _(
+            "A custom endpoint counts as 128,000 tokens of text unless a model says otherwise."
+        )
         return [
-            self._group(_("Name"), names),
+            self._group(_("General"), ["name" if self.connection else "name slug", "note"]),
             self._group(_("Provider"), where),
-            self._group(
-                _("Credentials"),
-                list(SECRET_FIELDS[self.auth]),
-                help=_SECRET_HELP.get(
-                    self.auth, _("Stored encrypted, for this address only, and never shown again.")
-                ),
-            ),
+            self._group(_("Credentials"), list(SECRET_FIELDS[self.auth]), help=credentials),
             self._group(
                 _("Models"),
-                ["models", "default_model", *(["supports_images"] if compat else [])],
-                help=_(
-                    "A custom endpoint counts as 128,000 tokens of text unless its model says "
-                    "otherwise."
-                )
-                if compat
-                else "",
+                ["models", "default_model supports_images" if compat else "default_model"],
+                help=window if compat else "",
             ),
-            self._group(_("Behaviour"), ["mid_stream_behavior", "enabled", "paused_message"]),
+            self._group(_("Behaviour"), ["mid_stream_behavior enabled", "paused_message"]),
             self._group(_("Access"), ["access", "workspaces"]),
-            self._group(_("Note"), ["note"]),
-            self._group(_("Advanced"), folded, folded=True),
+            self._group(_("Advanced"), folded, folded=_("Headers and wire details")),
         ]
 
-    def _group(
-        self, legend: Any, names: list[str], *, help: Any = "", folded: bool = False
-    ) -> Group:
-        fields = [(self[name], _WIDTHS.get(name, "")) for name in names]
-        return Group(legend, fields, help, folded and not any(b.errors for b, _ in fields))
+    def _group(self, legend: Any, rows: list[str], *, help: Any = "", folded: Any = "") -> Group:
+        fields = [[self[name] for name in row.split()] for row in rows]
+        wrong = any(bound.errors for row in fields for bound in row)
+        return Group(legend, fields, help, "" if wrong else folded)
 
     @property
     def problems(self) -> Iterator[tuple[str, str, str]]:
@@ -437,24 +430,6 @@ class ConnectionForm(forms.Form):
         except ValidationError:
             return []
         return Connection(models=models).model_ids
-
-
-_WIDTHS = {
-    "name": "medium",
-    "slug": "medium",
-    "provider_type": "medium",
-    "auth_type": "medium",
-    "custom_endpoint_api": "medium",
-    "aws_region": "short",
-    "gcp_project_id": "medium",
-    "gcp_region": "short",
-    "default_model": "medium",
-    "supports_images": "medium",
-    "mid_stream_behavior": "medium",
-    "enabled": "short",
-    "auth_header": "medium",
-    "max_tokens_field": "medium",
-}
 
 
 def _stored(connection: Connection) -> dict[str, Any]:

@@ -56,7 +56,7 @@ FIELDS = (
     "note",
 )
 # Part of the pages' addresses under /connections/: never a connection's slug.
-RESERVED_SLUGS = frozenset({"new", "import", "export"})
+RESERVED_SLUGS = frozenset({"new", "import", "export", "validate"})
 
 MAX_MODELS = 2_000
 MAX_MODELS_CHARACTERS = 400_000

@@ -22,10 +22,11 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from django_htmx.http import HttpResponseClientRedirect
 
 from connections import actions, display, registry, tasks
+from connections.capabilities import usable_models
 from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
 from connections.presets import PRESETS
-from connections.resolve import Candidates, resolve
+from connections.resolve import Candidates, Rule, resolve
 from workspaces.models import Role
 from workspaces.permissions import need_instance_admin, workspace_for
 
@@ -296,7 +297,7 @@ def ai_settings(request: HttpRequest, workspace: str) -> HttpResponse:
         "cards": cards,
         "default": next((card for card in cards if card.is_default), None),
         "may_change": access.has(Role.ADMIN),
-        "trace": resolution.trace_for(access),
+        "trace": [rung for rung in resolution.trace_for(access) if rung.rule is not Rule.SESSION],
         "refusal": resolution.refusal_text(admin=request.user.is_instance_admin),
     }
     return render(request, "connections/workspace.html", context)
@@ -314,6 +315,34 @@ def ai_default(request: HttpRequest, workspace: str) -> HttpResponse:
     name = connection.name if connection else _("the global default")
     messages.success(request, _("New sessions take %(name)s now.") % {"name": name})
     return SeeOther(reverse("ai:settings", args=[workspace]))
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@_answers_refusals
+def ai_models(request: HttpRequest, workspace: str, slug: str) -> HttpResponse:
+    """Which models of a connection the workspace uses: `model`, repeated. All of them ticked means
+    every one, also those that come later."""
+    access = workspace_for(request, workspace, Role.ADMIN)
+    connection = get_object_or_404(Connection.objects.visible_to(access.workspace), slug=slug)
+    if request.method == "POST":
+        chosen = list(dict.fromkeys(request.POST.getlist("model")))
+        models = None if set(chosen) >= set(connection.model_ids) else chosen
+        actions.set_allowed_models(request.user, access.workspace, connection, models)
+        words = {"name": connection.name}
+        messages.success(request, _("The models of “%(name)s” are saved.") % words)
+        return SeeOther(reverse("ai:settings", args=[workspace]))
+    row = connection.workspace_rows.filter(workspace=access.workspace).first()
+    usable = set(usable_models(connection, row))
+    context = {
+        "workspace": access.workspace,
+        "connection": connection,
+        "choices": [(model, model in usable) for model in connection.model_ids],
+        "crumbs": [
+            {"label": _("AI settings"), "url": reverse("ai:settings", args=[workspace])},
+            {"label": connection.name},
+        ],
+    }
+    return render(request, "connections/workspace_models.html", context)
 
 
 # -- the parts -------------------------------------------------------------------------------------

@@ -6,4 +6,5 @@ app_name = "ai"
 urlpatterns = [
     path("", views.ai_settings, name="settings"),
     path("default/", views.ai_default, name="default"),
+    path("<str:slug>/models/", views.ai_models, name="models"),
 ]

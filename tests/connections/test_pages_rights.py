@@ -1,0 +1,192 @@
+"""Who may open and change what: every page of connections, by every kind of person."""
+
+import pytest
+from django.test import Client
+from django.urls import get_resolver
+
+from connections.models import Connection, ProbeResult, WorkspaceConnection
+from tests.builders import give_access, make_connection, make_member, make_user, make_workspace
+from workspaces.models import AuditEvent, Role
+
+pytestmark = pytest.mark.django_db
+
+READ = {
+    "list": "",
+    "create": "new/",
+    "detail": "local/",
+    "row": "local/row/",
+    "edit": "local/edit/",
+    "confirm_delete": "local/delete/confirm/",
+}
+CHANGE = {
+    "validate_many": ("validate/", {}),
+    "validate": ("local/validate/", {}),
+    "default": ("local/default/", {}),
+    "mid_stream": ("local/mid-stream/", {"mid_stream_behavior": "queue"}),
+    "enable": ("local/enable/", {"enabled": "false"}),
+    "order": ("local/order/", {"position": "0"}),
+    "delete": ("local/delete/", {}),
+}
+FORMS = {
+    "create": ("new/", {"name": "Theirs"}),
+    "edit": ("local/edit/", {"name": "Theirs"}),
+}
+POSTS = [*CHANGE.values(), *FORMS.values()]
+# Pages of other modules under the same prefix, with tests of their own.
+ELSEWHERE = {"import", "export", "import_undo"}
+
+
+@pytest.fixture
+def local(workspace):
+    connection = make_connection("local")
+    make_connection("other")
+    give_access(workspace, connection)
+    return connection
+
+
+def state():
+    return [
+        list(model.objects.order_by("pk").values())
+        for model in (Connection, ProbeResult, WorkspaceConnection, AuditEvent)
+    ]
+
+
+@pytest.fixture
+def people(workspace, bob, charlie):
+    carol = make_user("carol@example.com")
+    make_member(workspace, carol, Role.ADMIN)
+    victor = make_user("victor@example.com")
+    make_member(workspace, victor, Role.VIEWER)
+    return {"workspace admin": carol, "member": bob, "viewer": victor, "stranger": charlie}
+
+
+def test_every_page_of_connections_is_in_these_tests():
+    resolver = get_resolver()
+    names = {name.partition(":")[2] for name in _names(resolver) if name.startswith("connections:")}
+    assert names - ELSEWHERE == READ.keys() | CHANGE.keys() | FORMS.keys()
+    assert {name for name in _names(resolver) if name.startswith("ai:")} == {
+        "ai:settings",
+        "ai:default",
+        "ai:models",
+    }
+
+
+def _names(resolver, prefix=""):
+    for pattern in resolver.url_patterns:
+        if hasattr(pattern, "url_patterns"):
+            app = f"{pattern.app_name}:" if pattern.app_name else prefix
+            yield from _names(pattern, app)
+        elif pattern.name:
+            yield f"{prefix}{pattern.name}"
+
+
+@pytest.mark.parametrize("person", ["workspace admin", "member", "viewer", "stranger"])
+def test_only_instance_admins_see_or_change_connections(person, people, local, client_for):
+    client, before = client_for(people[person]), state()
+    for path in READ.values():
+        assert client.get(f"/connections/{path}").status_code == 403, path
+    for path, data in POSTS:
+        assert client.post(f"/connections/{path}", data).status_code == 403, path
+    assert client.get("/connections/no-such/").status_code == 403
+    assert state() == before
+
+
+def test_who_is_not_signed_in_is_sent_to_the_sign_in_page(local, client_for):
+    client, before = client_for(None), state()
+    answers = [client.get(f"/connections/{path}") for path in READ.values()]
+    answers += [client.post(f"/connections/{path}", data) for path, data in POSTS]
+    answers += [
+        client.get("/w/support/settings/ai/"),
+        client.post("/w/support/settings/ai/default/"),
+    ]
+    for answer in answers:
+        assert answer.status_code == 302
+        assert answer.headers["Location"].startswith("/accounts/login/")
+    assert state() == before
+
+
+def test_what_changes_something_takes_only_post(local, alice, client_for):
+    client, before = client_for(alice), state()
+    for path, _data in CHANGE.values():
+        for method in (client.get, client.head, client.put, client.delete):
+            assert method(f"/connections/{path}").status_code == 405, path
+    for path in ("", "local/", "local/row/", "local/delete/confirm/"):
+        assert client.post(f"/connections/{path}").status_code == 405, path
+    assert client.get("/w/support/settings/ai/default/").status_code == 405
+    assert client.post("/w/support/settings/ai/").status_code == 405
+    assert state() == before
+
+
+def test_reading_every_page_changes_nothing(local, alice, client_for):
+    client, before = client_for(alice), state()
+    for path in READ.values():
+        assert client.get(f"/connections/{path}").status_code == 200, path
+    assert client.get("/w/support/settings/ai/").status_code == 200
+    assert client.get("/w/support/settings/ai/local/models/").status_code == 200
+    assert state() == before
+
+
+def test_a_post_without_the_token_is_refused(local, alice, client_for):
+    client, before = client_for(alice, enforce_csrf_checks=True), state()
+    for path, data in POSTS:
+        assert client.post(f"/connections/{path}", data).status_code == 403, path
+    assert (
+        client.post("/w/support/settings/ai/default/", {"connection": "local"}).status_code == 403
+    )
+    assert state() == before
+
+
+def test_what_is_not_there_is_404(local, alice, client_for):
+    client = client_for(alice)
+    for path, data in CHANGE.values():
+        if path.startswith("local/"):
+            missing = path.replace("local/", "missing/")
+            assert client.post(f"/connections/{missing}", data).status_code == 404
+    local.deleted_at = local.created_at
+    local.save()
+    for path in ("local/", "local/edit/", "local/delete/confirm/"):
+        assert client.get(f"/connections/{path}").status_code == 404
+
+
+# -- a workspace's AI settings ---------------------------------------------------------------------
+
+
+def test_a_stranger_gets_404_for_a_workspaces_settings(local, people, client_for):
+    client, before = client_for(people["stranger"]), state()
+    assert client.get("/w/support/settings/ai/").status_code == 404
+    assert client.get("/w/nowhere/settings/ai/").status_code == 404
+    for path in ("default/", "local/models/"):
+        answer = client.post(f"/w/support/settings/ai/{path}", {"connection": "local"})
+        assert answer.status_code == 404
+    assert state() == before
+
+
+@pytest.mark.parametrize("person", ["member", "viewer"])
+def test_members_read_the_settings_and_change_nothing(person, people, local, client_for):
+    client, before = client_for(people[person]), state()
+    page = client.get("/w/support/settings/ai/")
+    assert page.status_code == 200
+    assert "<form" not in page.text.partition("<main")[2].partition("</main>")[0]
+    for path in ("default/", "local/models/"):
+        answer = client.post(f"/w/support/settings/ai/{path}", {"connection": "local"})
+        assert answer.status_code == 403
+    assert client.get("/w/support/settings/ai/local/models/").status_code == 403
+    assert state() == before
+
+
+def test_an_admin_of_one_workspace_is_nobody_in_another(local, people, client_for):
+    make_workspace("sales")
+    client, before = client_for(people["workspace admin"]), state()
+    assert client.get("/w/sales/settings/ai/").status_code == 404
+    answer = client.post("/w/sales/settings/ai/default/", {"connection": "local"})
+    assert answer.status_code == 404
+    assert state() == before
+
+
+def test_somebody_deactivated_gets_nowhere(local, alice, client_for):
+    client: Client = client_for(alice)
+    alice.is_active = False
+    alice.save()
+    assert client.get("/connections/").status_code in (302, 403)
+    assert client.post("/connections/local/delete/").status_code in (302, 403)
+    assert Connection.objects.living().filter(slug="local").exists()
