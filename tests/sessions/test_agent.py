@@ -208,10 +208,8 @@ def test_images_go_to_models_that_take_them_and_are_refused_by_others(ask, crew,
 
 
 def test_whole_old_turns_are_left_out_when_the_window_is_full(ask, fakes):
-    model = {"id": "echo", "contextWindow": 4_000}
-    chat = ask(
-        "echo", *(f"{n} " + "word " * 500 for n in range(6)), models=[model], default_model="echo"
-    )
+    model = {"id": "fast-500tps-3", "contextWindow": 4_000}
+    chat = ask("fast-500tps-3", *(f"{n} " + "word " * 500 for n in range(6)), models=[model])
     turn = last(chat)
     assert turn.state == Turn.State.DONE
     assert turn.left_out_before > 1
