@@ -333,7 +333,6 @@ class ConnectionForm(forms.Form):
         field.widget.attrs["hx-preserve"] = "true"
         stored = self._stored_hint(name)
         if stored:
-            field.required = False
             field.help_text = stored
         elif name == "api_key" and self._key_is_optional():
             field.required = False

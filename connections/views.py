@@ -237,7 +237,7 @@ def connection_order(request: HttpRequest, slug: str) -> HttpResponse:
     """`direction` up or down, or `position`, counted from 0."""
     connection = _connection(request, slug)
     order = list(Connection.objects.living().values_list("pk", flat=True))
-    here = order.index(connection.pk)
+    here = order.index(connection.pk) if connection.pk in order else 0
     direction, position = request.POST.get("direction"), request.POST.get("position", "")
     if direction in ("up", "down"):
         to = max(0, here - 1) if direction == "up" else here + 1

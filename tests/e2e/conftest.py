@@ -1,0 +1,39 @@
+"""A real browser. One a test: playwright's own loop must not outlive it in this process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+expect.set_options(timeout=20_000)  # a slow machine is slow
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    found = os.environ.get("PATCHBAY_CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser_page(browser: Browser) -> Page:
+    page = browser.new_page()
+    page.set_default_timeout(15_000)
+    return page
+
+
+@pytest.fixture
+def complaints(browser_page: Page) -> list[str]:
+    """What the browser refused or stumbled over."""
+    found: list[str] = []
+    page = browser_page
+    page.on("console", lambda m: found.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("response", lambda r: found.append(f"{r.status} {r.url}") if r.status >= 400 else None)
+    page.on("pageerror", lambda error: found.append(str(error)))
+    return found
