@@ -27,6 +27,7 @@ class Reason(enum.StrEnum):
     NO_ACCESS = "no_access"
     MODEL_NOT_ALLOWED = "model_not_allowed"
     NO_CONNECTION = "no_connection"
+    ACCESS_ENDED = "access_ended"
     BUDGET = "budget"
     DNS = "dns"
     INTERNAL = "internal"
@@ -233,6 +234,13 @@ _SENTENCES: dict[str, Sentence] = {
         _("Add one under Connections, or repair one that is there."),
         _("Ask an admin to add one."),
         tone="warning",
+    ),
+    Reason.ACCESS_ENDED: Sentence(
+        _("Access ended"),
+        _("Whoever sent this may no longer send here, so it was not sent to the model."),
+        _("Give them access again, or send it yourself."),
+        _("Send it yourself, or ask an admin."),
+        tone="neutral",
     ),
     Reason.BUDGET: Sentence(
         _("Budget used up"),

@@ -19,8 +19,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
 from django.db import transaction
-from django.db.models import F, Max, Q
+from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -32,9 +34,9 @@ from connections.resolve import Choice, Resolution, resolve
 from connections.sentences import Reason
 from sessions import bus
 from sessions.images import CheckedImage
-from sessions.models import Attachment, ChatSession, Message, Turn
+from sessions.models import Attachment, ChatSession, Message, Turn, attachment_path
 from workspaces import audit
-from workspaces.models import User
+from workspaces.models import Membership, Role, User
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ FIRST_WORDS = 50  # characters of the first message that make the title at once
 
 # What another try can't cure: the queue stands still until a person resumes it.
 PAUSING = frozenset({ErrorKind.AUTH, ErrorKind.FORBIDDEN, ErrorKind.QUOTA, *Reason})
+# A fault of the person, not of the connection: the messages of others go on at once.
+PASSING = frozenset({Reason.ACCESS_ENDED})
 FIRST_DELAY = 5.0  # seconds until the next queued message after a failure, doubling
 FAILURES_IN_A_ROW = 3
 
@@ -160,7 +164,6 @@ def _resolved(chat: ChatSession, actor: User, choice: Choice) -> Resolution:
 # -- what people do --------------------------------------------------------------------------------
 
 
-@transaction.atomic
 def send(
     chat_id: uuid.UUID,
     author: User,
@@ -175,6 +178,28 @@ def send(
     The same `client_key` again is the same message. Raises `Refused` with a sentence. With `ring`
     off the caller runs the turn itself. Locks the session.
     """
+    stored: list[str] = []
+    try:
+        with transaction.atomic():
+            transaction.on_commit(stored.clear)
+            return _send(chat_id, author, text, client_key, images, ring, stored)
+    except BaseException:
+        # No transaction covers the disk: a message that wasn't taken leaves no file there.
+        for name in stored:
+            default_storage.delete(name)
+        raise
+
+
+def _send(
+    chat_id: uuid.UUID,
+    author: User,
+    text: str,
+    client_key: str,
+    images: Sequence[CheckedImage],
+    ring: bool,
+    stored: list[str],
+) -> Sent:
+    """In `send`'s transaction; `stored` is told of every file before it is written."""
     chat = _lock(chat_id)
     if client_key:
         same = Message.objects.filter(chat=chat, client_key=client_key).first()
@@ -212,7 +237,7 @@ def send(
         parts=[{"t": "text", "text": text}] if text.strip() else [],
     )
     for position, image in enumerate(images):
-        _attach(message, position, image)
+        _attach(message, position, image, stored)
     turn = _active_turn(chat)
     started = None
     if turn is not None:
@@ -266,9 +291,7 @@ def _models(chat: ChatSession, connection: Connection) -> list[str]:
     return usable_models(connection, row)
 
 
-def _attach(message: Message, position: int, image: CheckedImage) -> None:
-    from django.core.files.base import ContentFile
-
+def _attach(message: Message, position: int, image: CheckedImage, stored: list[str]) -> None:
     attachment = Attachment(
         message=message,
         position=position,
@@ -278,6 +301,7 @@ def _attach(message: Message, position: int, image: CheckedImage) -> None:
         height=image.height,
         size=len(image.data),
     )
+    stored.append(attachment_path(attachment, image.name))
     attachment.file.save(image.name, ContentFile(image.data), save=False)
     attachment.save()
 
@@ -481,13 +505,48 @@ def move_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, *, earlier: bool) ->
 # -- what workers do -------------------------------------------------------------------------------
 
 
+def _without_access(turns: QuerySet[Turn]) -> QuerySet[Turn]:
+    """Those whose person was switched off, removed or made a viewer since they asked for it."""
+    sends = Membership.objects.filter(
+        user=OuterRef("started_by"),
+        workspace=OuterRef("chat__workspace"),
+        role__in=(Role.MEMBER, Role.ADMIN),
+    )
+    return turns.exclude(
+        Q(started_by__is_superuser=True) | Exists(sends), started_by__is_active=True
+    )
+
+
+def without_access(tokens: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """The leases of running turns whose person may no longer send. One query."""
+    running = Turn.objects.filter(lease_token__in=tokens, state=Turn.State.RUNNING)
+    return set(_without_access(running).values_list("lease_token", flat=True))
+
+
+def _refuse_without_access(turn_id: uuid.UUID) -> bool:
+    """Ends a pending turn whose person may no longer send; True when it did."""
+    pending = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING)
+    turn = _without_access(pending).first()
+    if turn is None:
+        return False
+    chat = _lock(turn.chat_id)
+    turn = pending.first()
+    if turn is not None:
+        turn.error_kind = Reason.ACCESS_ENDED
+        _end(chat, turn, Turn.State.FAILED)
+    return True
+
+
 @transaction.atomic
 def claim(turn_id: uuid.UUID) -> Turn | None:
-    """Takes a pending turn for this worker, or None when somebody else has it or it is gone.
+    """Takes a pending turn for this worker, or None when somebody else has it or it is gone, or
+    its person may no longer send: then it ends here.
 
     A compare-and-set on the state: the same task delivered twice, at the same moment or hours
     later, gives one claim. Writes the audit row for the use of the connection's secret.
     """
+    if _refuse_without_access(turn_id):
+        return None
     now, token = timezone.now(), uuid.uuid4()
     took = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING, claims__lt=MAX_CLAIMS).update(
         state=Turn.State.RUNNING,
@@ -664,7 +723,7 @@ def _end(chat: ChatSession, turn: Turn, state: Turn.State) -> None:
     # An empty reply of a turn that didn't come to speak isn't a message.
     Message.objects.filter(turn=turn, role=Message.Role.ASSISTANT, text="", parts=[]).delete()
     _requeue_steering(chat)
-    if state == Turn.State.FAILED:
+    if state == Turn.State.FAILED and turn.error_kind not in PASSING:
         chat.failures += 1
         if turn.error_kind in PAUSING or chat.failures >= FAILURES_IN_A_ROW:
             chat.queue_paused, chat.queue_not_before = turn.error_kind or "failed", None

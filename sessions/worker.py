@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT = 4.0  # seconds; a lease lasts 15
 LISTEN = 0.5  # seconds between two looks for Stop
-CHECKPOINT = 1.0
+CHECKPOINT = 0.8  # a worker that is killed loses less than a second of text
 SWEEP = 3.0
 
 
@@ -140,6 +140,8 @@ class Crew:
                     self._cancel(token, "stop")
                 if time.monotonic() - beaten >= HEARTBEAT:
                     beaten = time.monotonic()
+                    for token in turns.without_access(tokens):
+                        self._cancel(token, "stop")
                     for token in set(tokens) - turns.renew(tokens):
                         self._cancel(token, "lost")
             except DatabaseError as error:
