@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy as _
 
 from workspaces.models import Workspace
 from workspaces.permissions import workspaces_of
+from workspaces.place import last_workspace
 
 
 def shell(request: HttpRequest) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def _shell(request: HttpRequest) -> dict[str, Any]:
     spaces: list[Workspace] = list(workspaces_of(user)[:100])
     match = request.resolver_match
     slug = match.kwargs.get("workspace") if match else None
-    slug = slug or request.session.get("workspace")
+    slug = slug or last_workspace(request)
     space = next((s for s in spaces if s.slug == slug), spaces[0] if spaces else None)
     here = match.view_name if match else ""
     nav: list[dict[str, Any]] = []

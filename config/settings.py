@@ -215,9 +215,11 @@ CSRF_COOKIE_SAMESITE = "Lax"
 CSRF_FAILURE_VIEW = "config.views.csrf_failure"
 SESSION_COOKIE_NAME = "patchbay_session"
 CSRF_COOKIE_NAME = "patchbay_csrf"
+WORKSPACE_COOKIE_NAME = "patchbay_workspace"
 if PRODUCTION:
     SESSION_COOKIE_NAME = "__Host-session"
     CSRF_COOKIE_NAME = "__Host-csrf"
+    WORKSPACE_COOKIE_NAME = "__Host-workspace"
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
     SECURE_HSTS_SECONDS = 365 * 24 * 3600
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True

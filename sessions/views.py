@@ -23,6 +23,7 @@ from sessions.transcript import build
 from workspaces import audit
 from workspaces.models import Role
 from workspaces.permissions import workspace_for
+from workspaces.place import remember
 
 PAGE = 50
 
@@ -31,21 +32,24 @@ PAGE = 50
 def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     """The workspace's sessions that the person may read, newest first. Queries: constant."""
     access = workspace_for(request, workspace)
-    request.session["workspace"] = access.workspace.slug
     chats = (
         visible_chats(access)
         .select_related("owner", "connection")
         .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
     )
     page = Paginator(chats, PAGE).get_page(request.GET.get("page"))
+    resolution = resolve(access.workspace) if not page.object_list else None
     context = {
         "access": access,
         "workspace": access.workspace,
         "page": page,
         "may_create": access.has(Role.MEMBER),
-        "resolution": resolve(access.workspace) if not page.object_list else None,
+        "resolution": resolution,
+        "refusal": resolution.refusal_text(admin=access.user.is_instance_admin)
+        if resolution
+        else "",
     }
-    return render(request, "sessions/list.html", context)
+    return remember(request, render(request, "sessions/list.html", context), access.workspace)
 
 
 @require_POST
@@ -66,9 +70,9 @@ def chat_create(request: HttpRequest, workspace: str) -> HttpResponse:
 @require_safe
 def chat_detail(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = readable_chat(request, workspace, chat_id)
-    request.session["workspace"] = chat.workspace.slug
-    returned = request.session.pop(f"returned:{chat.pk}", "")
-    return render(request, "sessions/detail.html", _context(chat, draft=returned))
+    before = _int(request.GET.get("before", ""))
+    page = render(request, "sessions/detail.html", _context(chat, before=before))
+    return remember(request, page, chat.workspace)
 
 
 @require_safe
@@ -117,7 +121,8 @@ def _answer(
     problem: str = "",
     status: int = 200,
 ) -> HttpResponse:
-    """What changed, for htmx; for a plain form the page again (with its text, when refused)."""
+    """What changed, for htmx; for a plain form the page again: fetched anew, or here with the text
+    that goes back to the composer."""
     access = chat.access  # type: ignore[attr-defined]
     chat = ChatSession.objects.select_related("workspace", "owner", "connection").get(pk=chat.pk)
     chat.access = access  # type: ignore[attr-defined]
@@ -127,11 +132,9 @@ def _answer(
         return render(
             request, "sessions/detail.html#answer", {**context, "since": since}, status=status
         )
-    if problem:
+    if problem or draft:
         context = _context(chat, draft=draft, problem=problem)
         return render(request, "sessions/detail.html", context, status=status)
-    if draft:
-        request.session[f"returned:{chat.pk}"] = draft
     return _back(chat)
 
 

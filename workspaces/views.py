@@ -8,6 +8,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_safe
 
 from workspaces import permissions
+from workspaces.place import last_workspace
 from workspaces.setup import AlreadySetUp, SetupForm, is_set_up, set_up
 
 
@@ -40,7 +41,7 @@ def home(request: HttpRequest) -> HttpResponse:
     if not request.user.is_authenticated:
         return redirect("workspaces:setup" if not is_set_up() else "account_login")
     spaces = permissions.workspaces_of(request.user)
-    space = spaces.filter(slug=request.session.get("workspace", "")).first() or spaces.first()
+    space = spaces.filter(slug=last_workspace(request)).first() or spaces.first()
     if space is not None:
         return redirect(space)
     if request.user.is_instance_admin:
