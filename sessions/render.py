@@ -17,9 +17,8 @@ text always gives the same HTML. What is too expensive is shown as it was writte
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from html import escape
-from itertools import accumulate, groupby
+from itertools import accumulate
 from urllib.parse import urlsplit
 
 import nh3
@@ -27,8 +26,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
-from pygments.lexers import find_lexer_class_by_name
-from pygments.token import STANDARD_TYPES
+
+from sessions.highlight import CLASSES, highlight
 
 __all__ = ["Blocks", "Closed", "clean", "render", "utf16_len"]
 
@@ -46,11 +45,9 @@ _BRACKET = 20
 _IMAGE = 70
 _AUTOLINK = 25
 _INDENT = 2  # each space: what is nested is looked at once a level
-_CELL = 9
-_HIGHLIGHT = 2.0  # each character
+_CELL = 6
+_HIGHLIGHT = 0.5  # each character
 _HIGHLIGHT_SHARE = 0.75  # of the budget; the rest is kept for the text that follows
-_HIGHLIGHT_MAX = 20_000  # characters in one fence
-_HIGHLIGHT_LINE_MAX = 1_000  # characters in one line: minified code is not worth it
 
 _MAX_BLOCK_NESTING = 40  # markdown-it drops what lies deeper: such a block is shown as plain text
 _MAX_INLINE_NESTING = 100
@@ -60,15 +57,7 @@ _MAX_GROWTH = 30  # HTML characters per source character, against reference defi
 _SPECIALS = b"!&<>[\\]`{}:#-|+"
 _DELIMITERS = b"*_~"
 
-_HIGHLIGHTED = (
-    "bash c c++ cpp c# cs csharp css diff docker dockerfile go golang graphql html http ini "
-    "java javascript js json jsx kotlin kt lua make makefile markdown md nginx perl php "
-    "powershell ps1 py py3 python python3 r rb ruby rs rust scala sh shell sql swift toml ts "
-    "tsx typescript xml yaml yml zsh"
-)
-_LANGUAGES = frozenset(_HIGHLIGHTED.split())
 _LANGUAGE_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9+#._-]{0,23}")
-_UNCOLOURED = {"", "n", "p", "w", "err", "esc"}
 _LINK = re.compile(r"https?://[^/?#\\]|mailto:[^/?#\\]", re.IGNORECASE)
 _UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")
 _INDENTATION = re.compile(r"\n([ \t]+)")
@@ -92,7 +81,7 @@ _sanitiser = nh3.Cleaner(
         "div": {"code", "table"},
         "li": {"task"},
         "pre": {"plain"},
-        "span": set(STANDARD_TYPES.values()) | {"image"},
+        "span": CLASSES | {"image"},
     },
     url_schemes={"http", "https", "mailto"},
     url_relative="deny",
@@ -503,43 +492,13 @@ def _code(source: str, info: str, env: dict) -> str:
     language = info.lower() if _LANGUAGE_LABEL.fullmatch(info) else ""
     label = f' data-lang="{language}"' if language else ""
     cost = _HIGHLIGHT * len(source)
-    html = None
-    if (
-        language in _LANGUAGES
-        and len(source) <= _HIGHLIGHT_MAX
-        and cost <= env["highlight"]
-        and max(map(len, source.split("\n"))) <= _HIGHLIGHT_LINE_MAX
-    ):
-        html = _highlight(source, language)
+    if language and cost <= env["highlight"]:
+        html = highlight(source, language)
         env["spent"] += cost
         env["highlight"] -= cost
-    if html is None:
+    else:
         html = escape(source, quote=False)
     return f'<div class="code" data-copy=""{label}><pre><code>{html}</code></pre></div>\n'
-
-
-@lru_cache(maxsize=len(_LANGUAGES))
-def _lexer_class(language: str):
-    return find_lexer_class_by_name(language)
-
-
-def _highlight(source: str, language: str) -> str:
-    """Code as spans with Pygments' short class names; names and punctuation stay plain."""
-    parts = []
-    tokens = _lexer_class(language)().get_tokens_unprocessed(source)
-    for name, group in groupby(tokens, key=lambda token: _class_name(token[1])):
-        text = escape("".join(text for _index, _token, text in group), quote=False)
-        if name in _UNCOLOURED or text.isspace():
-            parts.append(text)
-        else:
-            parts.append(f'<span class="{name}">{text}</span>')
-    return "".join(parts)
-
-
-def _class_name(token) -> str:
-    while (name := STANDARD_TYPES.get(token)) is None:
-        token = token.parent
-    return name
 
 
 def _valid_link(url: str) -> bool:

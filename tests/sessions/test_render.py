@@ -193,7 +193,7 @@ def test_a_fence_has_its_language_its_copy_hook_and_its_colours():
     assert render("```Python title=x\ndef f(): return '<'\n```") == (
         '<div class="code" data-copy="" data-lang="python"><pre><code>'
         '<span class="k">def</span> <span class="nf">f</span>(): '
-        '<span class="k">return</span> <span class="s1">\'&lt;\'</span>\n'
+        '<span class="k">return</span> <span class="s">\'&lt;\'</span>\n'
         "</code></pre></div>\n"
     )
     assert render("```nosuch\na < b\n```") == (
