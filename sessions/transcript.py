@@ -9,8 +9,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
+from django.db.models import Sum
 from django.utils.functional import cached_property
+from django.utils.translation import gettext as _
 
 from connections.capabilities import Capabilities, capabilities
 from connections.choices import MidStream
@@ -50,6 +54,14 @@ class ShownTurn:
         return sentence(self.turn.error_kind) if self.turn.state == Turn.State.FAILED else None
 
     @property
+    def took(self) -> float | None:
+        """Milliseconds from its claim to its end."""
+        turn = self.turn
+        if turn.started_at is None or turn.ended_at is None:
+            return None
+        return (turn.ended_at - turn.started_at).total_seconds() * 1000
+
+    @property
     def can_retry(self) -> bool:
         return self.is_last and self.turn.state in (
             Turn.State.FAILED,
@@ -71,6 +83,33 @@ class Card:
     def connection(self) -> Connection:
         return self.usable.connection
 
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As `components/capability_card.html` takes it."""
+        connection, can = self.connection, self.capabilities
+        return {
+            "name": connection.name,
+            "slug": connection.slug,
+            "tone": connection.status.tone,
+            "status": connection.status.label,
+            "checked_at": connection.health_at,
+            "model": can.name,
+            "context_window": can.context_window,
+            "window_assumed": can.window_is_assumed,
+            "images": can.supports_images,
+            "mid_stream": connection.mid_stream.label,
+            "price": _price(can),
+        }
+
+
+def _price(can: Capabilities) -> str:
+    if can.price_input is None or can.price_output is None:
+        return ""
+    return _("$%(input)s in, $%(output)s out a million") % {
+        "input": f"{can.price_input.normalize():f}",
+        "output": f"{can.price_output.normalize():f}",
+    }
+
 
 @dataclass
 class Transcript:
@@ -84,6 +123,23 @@ class Transcript:
 
     def __post_init__(self) -> None:
         self._among = Candidates.of(self.chat.workspace)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The `data-` attributes of the page's root; with every answer the page takes them anew."""
+        return {
+            "turn-state": self.state,
+            "connection": self.connection.slug if self.connection else "",
+            "locked": "true" if self.chat.is_locked else "false",
+            "version": self.chat.version,
+            "cursor": self.cursor,
+            "seam": self.seam,
+        }
+
+    @property
+    def seam(self) -> int:
+        """The number of the turn before which nothing reaches the model any more; 0: all does."""
+        return _seam([shown.turn for shown in self.turns])
 
     @property
     def state(self) -> str:
@@ -124,7 +180,7 @@ class Transcript:
     def capabilities(self) -> Capabilities | None:
         return capabilities(self.connection, self.model) if self.connection else None
 
-    @property
+    @cached_property
     def cards(self) -> list[Card]:
         """The choice before the first message."""
         if self.chat.is_locked:
@@ -158,6 +214,11 @@ class Transcript:
         return self.may_send and not self.refusal
 
     @property
+    def queued(self) -> int:
+        """How many messages have an order that can be changed."""
+        return sum(message.delivery == Message.Delivery.QUEUED for message in self.waiting)
+
+    @property
     def steers(self) -> bool:
         """Whether a message sent now would be steered rather than queued."""
         return (
@@ -183,6 +244,11 @@ class Transcript:
         if self.capabilities is None or not self.context_tokens:
             return 0
         return min(100, round(100 * self.context_tokens / self.capabilities.context_window))
+
+    @cached_property
+    def cost(self) -> Decimal | None:
+        """US dollars of all turns so far whose price is known; None when none is. One query."""
+        return Turn.objects.filter(chat=self.chat).aggregate(sum=Sum("cost"))["sum"]
 
 
 def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0) -> Transcript:
@@ -220,9 +286,13 @@ def _shown(page: Sequence[Turn]) -> list[ShownTurn]:
     for message in messages:
         blocks = blocks_of(message) if message.role == Message.Role.ASSISTANT else []
         by_turn.setdefault(message.turn_id, []).append(Shown(message, blocks))
-    # The seam stands where the newest turn that left something out began to read.
-    seam = next((t.left_out_before for t in reversed(page) if t.left_out_before), 0)
+    seam = _seam(page)
     return [
         ShownTurn(turn, by_turn.get(turn.pk, []), seam=bool(seam) and turn.number == seam)
         for turn in page
     ]
+
+
+def _seam(page: Sequence[Turn]) -> int:
+    """The seam stands where the newest turn that left something out began to read."""
+    return next((turn.left_out_before for turn in reversed(page) if turn.left_out_before), 0)

@@ -1,0 +1,135 @@
+// The composer: keys, images, and the promise that nothing typed is lost.
+
+const root = document.querySelector("[data-session]");
+const composer = document.getElementById("composer");
+const draft = document.getElementById("draft");
+
+if (composer) start();
+
+function start() {
+  // Where the browser can't size a field by its content.
+  if (!CSS.supports("field-sizing", "content")) {
+    draft.addEventListener("input", grow);
+    grow();
+  }
+
+  // -- the draft: what is sent leaves the field at once; what is refused comes back before what was
+  // typed meanwhile ---------------------------------------------------------------------------------
+  let flight = null;
+  const isOurs = (detail) => composer.contains(detail.elt) && detail.requestConfig?.verb === "post" && !detail.elt.matches("select");
+
+  root.addEventListener("htmx:beforeSend", ({ detail }) => {
+    if (!isOurs(detail)) return;
+    flight = { from: detail.elt, text: draft.value, files: detail.elt === composer ? pick([]) : null, answered: false };
+    write("");
+    if (detail.elt === composer) root.dispatchEvent(new CustomEvent("chat:sent"));
+  });
+  root.addEventListener("htmx:afterRequest", ({ detail }) => {
+    if (flight?.from !== detail.elt) return;
+    const { text, files, answered } = flight;
+    flight = null;
+    // No answer, or one that says nothing of the text: it comes back as it was.
+    if (!answered) giveBack(text);
+    if (files && !(answered && detail.xhr.status === 200)) pick([...files, ...shown]);
+  });
+  root.addEventListener("htmx:oobBeforeSwap", ({ detail, target }) => {
+    if (target !== draft) return;
+    detail.shouldSwap = false;
+    if (flight) flight.answered = true;
+    giveBack(detail.fragment.firstElementChild.value);
+  });
+  root.addEventListener("chat:returned", ({ detail }) => giveBack(detail));
+
+  // -- keys -------------------------------------------------------------------------------------------
+  draft.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
+    event.preventDefault();
+    send();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
+    if (document.querySelector(":popover-open, dialog[open], .waiting-edit[open]") || event.target.closest("#chat-title")) return;
+    document.getElementById("stop")?.click();
+  });
+  composer.addEventListener("submit", (event) => {
+    if (event.submitter?.name === "queued" || draft.value.trim() || shown.length) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    draft.focus();
+  }, { capture: true });
+
+  function send() {
+    const button = document.getElementById("send");
+    if (!button.disabled) composer.requestSubmit(button);
+  }
+
+  // -- images -------------------------------------------------------------------------------------------
+  const input = document.getElementById("images");
+  const files = document.getElementById("files");
+  const words = document.getElementById("chat-words").dataset;
+  let shown = [];
+
+  const takesImages = () => !composer.querySelector("label[for=images][aria-disabled]");
+  const isImage = (file) => input.accept.split(",").includes(file.type);
+
+  // Shows and sends exactly these; returns those before.
+  function pick(list) {
+    const before = shown;
+    shown = list;
+    const transfer = new DataTransfer();
+    for (const file of list) transfer.items.add(file);
+    input.files = transfer.files;
+    files.replaceChildren(...list.map(preview));
+    return before;
+  }
+
+  function preview(file) {
+    const item = document.createElement("li");
+    const image = new Image();
+    image.alt = file.name;
+    const reader = new FileReader();
+    reader.onload = () => (image.src = reader.result);
+    reader.readAsDataURL(file);
+    const remove = document.createElement("button");
+    Object.assign(remove, { type: "button", className: "button", textContent: "×", ariaLabel: words.remove, title: words.remove });
+    remove.addEventListener("click", () => pick(shown.filter((other) => other !== file)));
+    item.append(image, remove);
+    return item;
+  }
+
+  const add = (list) => pick([...shown, ...[...list].filter(isImage)]);
+  input.addEventListener("change", () => add(input.files));
+  composer.addEventListener("click", (event) => {
+    if (event.target.closest("label[aria-disabled]")) event.preventDefault();
+  });
+  draft.addEventListener("paste", (event) => {
+    const pasted = [...event.clipboardData.files].filter(isImage);
+    if (!pasted.length || !takesImages()) return;
+    event.preventDefault();
+    add(pasted);
+  });
+  root.addEventListener("dragover", (event) => {
+    if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+  });
+  root.addEventListener("drop", (event) => {
+    if (!event.dataTransfer.files.length) return;
+    event.preventDefault();
+    if (takesImages()) add(event.dataTransfer.files);
+  });
+}
+
+function grow() {
+  draft.style.height = "auto";
+  draft.style.height = `${draft.scrollHeight}px`;
+}
+
+function write(text) {
+  draft.value = text;
+  draft.dispatchEvent(new Event("input"));
+}
+
+function giveBack(text) {
+  if (!text) return;
+  write([text, draft.value].filter(Boolean).join("\n\n"));
+  draft.focus({ preventScroll: true });
+}
