@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 
-from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
@@ -22,11 +24,34 @@ _http = StaticFiles(
 )
 
 
+_BUSY: ASGISendEvent = {
+    "type": "http.response.start",
+    "status": 503,
+    "headers": [(b"retry-after", b"5"), (b"content-length", b"0"), (b"connection", b"close")],
+    "trailers": False,
+}
+
+
 async def application(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
-    else:
-        await _http(scope, receive, send)
+        return
+    started = False
+
+    async def noted(message: ASGISendEvent) -> None:
+        nonlocal started
+        started = True
+        await send(message)
+
+    try:
+        await _http(scope, receive, noted)
+    except asyncio.CancelledError:
+        # The server ends and cancels what is still open: an event stream ends as one does, so that
+        # its page asks again; a request that was never answered is told to come back.
+        with contextlib.suppress(RuntimeError):
+            if not started:
+                await send(_BUSY)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _lifespan(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:

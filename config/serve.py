@@ -120,7 +120,8 @@ def prepare() -> None:
         if connection.vendor == "postgresql":
             # Asked directly: its pool would only say, after a while, that it has no connection.
             parameters = connection.get_connection_params() | {"connect_timeout": 5}
-            connection.Database.connect(**parameters).close()
+            with connection.wrap_database_errors:
+                connection.Database.connect(**parameters).close()
         call_command("migrate", interactive=False, verbosity=0, skip_checks=False)
         rotation.start_check()
     except DatabaseError as error:

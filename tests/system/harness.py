@@ -36,7 +36,7 @@ _COMMANDS = {
 }
 
 
-def wait_for[T](condition: Callable[[], T], timeout: float = 20.0, what: str = "") -> T:
+def wait_for[T](condition: Callable[[], T], timeout: float = 40.0, what: str = "") -> T:
     """The first true value of `condition()`, asked again and again; AssertionError after `timeout`
     seconds."""
     until = time.monotonic() + timeout

@@ -17,8 +17,6 @@ import pytest
 from config import serve
 from tests.system.harness import ROOT, Patchbay, wait_for
 
-ENDED = 20.0
-
 
 @pytest.fixture(scope="module")
 def patchbay(tmp_path_factory, static_files):
@@ -99,7 +97,7 @@ def test_when_one_process_dies_all_end_and_the_exit_code_says_so(start_patchbay,
     patchbay.kill(name)
     assert patchbay.wait() == 1
     assert f"{name} ended by itself (signal 9)" in patchbay.output()
-    wait_for(lambda: gone(patchbay), ENDED, "all processes are gone")
+    wait_for(lambda: gone(patchbay), what="all processes are gone")
 
 
 def test_a_killed_supervisor_leaves_no_orphan_and_the_next_one_starts_at_once(start_patchbay):
@@ -108,7 +106,7 @@ def test_a_killed_supervisor_leaves_no_orphan_and_the_next_one_starts_at_once(st
     first.process.kill()
     second = start_patchbay(data=first.data)
     assert second.client().get("/healthz").text == "ok\n"
-    wait_for(lambda: not any(alive(pid) for pid in left), ENDED, "the first one's are gone")
+    wait_for(lambda: not any(alive(pid) for pid in left), what="the first one's are gone")
 
 
 def test_a_killed_supervisor_leaves_no_orphans_child_either(tmp_path):
@@ -139,7 +137,7 @@ def test_a_killed_supervisor_leaves_no_orphans_child_either(tmp_path):
     finally:
         supervisor.kill()
         supervisor.wait()
-    wait_for(lambda: not alive(pid), ENDED, "the grandchild is gone")
+    wait_for(lambda: not alive(pid), what="the grandchild is gone")
 
 
 def alive(pid: int) -> bool:
