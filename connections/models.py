@@ -212,8 +212,9 @@ class Connection(orm.Model):
         stored = list(self.secrets.all())
         if any(not secret.readable for secret in stored):
             return Status.SEALED
-        auth = next((s for s in stored if s.purpose == Secret.Purpose.AUTH), None)
-        if self.needs_secret and (auth is None or auth.binding != self.binding):
+        if any(secret.binding != self.binding for secret in stored):
+            return Status.INCOMPLETE
+        if self.needs_secret and self.secret_for(Secret.Purpose.AUTH) is None:
             return Status.INCOMPLETE
         if self.checking_until and self.checking_until > timezone.now():
             return Status.CHECKING

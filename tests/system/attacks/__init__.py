@@ -1,0 +1,1 @@
+"""Attacks on secrets and on the way out, against the running product."""
