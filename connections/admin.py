@@ -38,6 +38,13 @@ class ConnectionAdminForm(forms.ModelForm):
             "max_tokens_field",
         )
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ("mid_stream_behavior", "max_tokens_field"):
+            if name in self.fields:  # a deleted connection is only shown
+                named = [choice for choice in self.fields[name].choices if choice[0]]
+                self.fields[name].choices = [("", _("Provider default")), *named]
+
     def clean(self) -> dict[str, Any]:
         data = super().clean() or {}
         result = clean_connection({n: getattr(self.instance, n) for n in FIELDS} | data)

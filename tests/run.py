@@ -29,7 +29,8 @@ NO_TESTS = 5  # pytest's exit code
 
 def main(arguments: list[str]) -> int:
     missing = []
-    env = dict(os.environ)
+    # Importing Celery's app names the product's settings in the environment.
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
     if browser := find_browser() or get_browser():
         env["PATCHBAY_CHROMIUM"] = browser
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +26,7 @@ LISTS = [
 
 @pytest.fixture
 def browser_page():
-    found = next((p for p in (Path("/usr/bin/chromium"),) if p.exists()), None)
+    found = os.environ.get("PATCHBAY_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found)
         page = browser.new_page()
