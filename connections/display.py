@@ -306,6 +306,13 @@ class Card:
     problem: Sentence | None
 
     @property
+    def note(self) -> str:
+        """What is the matter, in few words: what an admin wrote about the pause, else ours."""
+        if self.status == Status.DISABLED:
+            return self.connection.paused_message
+        return str(self.problem.title) if self.problem else ""
+
+    @property
     def is_aged(self) -> bool:
         return self.status in _AGED and self.connection.health_at is not None
 

@@ -72,6 +72,13 @@ def test_the_trace_says_why_this_connection(bob, client_for, workspace):
     assert trace.count("aria-current") == 1
 
 
+def test_a_paused_connection_says_what_its_admin_wrote(bob, client_for, workspace):
+    make_connection("local", enabled=False, paused_message="Back on Monday.")
+    html = main_of(client_for(bob).get("/w/support/settings/ai/").text)
+    assert 'data-status="disabled"' in html
+    assert "Back on Monday." in html
+
+
 def test_without_any_connection_the_page_says_whom_to_ask(bob, client_for, workspace):
     html = main_of(client_for(bob).get("/w/support/settings/ai/").text)
     assert "No connection yet" in html
