@@ -12,6 +12,7 @@ from django.db import transaction
 
 from connections import actions
 from connections.models import Connection
+from connections.tasks import request_validation
 from workspaces import setup
 from workspaces.models import Membership, Role, User
 
@@ -75,9 +76,10 @@ def seed(port: int) -> None:
     for email, name, space, role in _PEOPLE:
         person = User.objects.create_user(email, PASSWORD, name=name)
         Membership.objects.create(workspace=spaces[space], user=person, role=role)
-    for connection in _connections(admin, f"http://127.0.0.1:{port}"):
-        if connection.slug == "agent":
-            actions.set_workspace_default(admin, research, connection)
+    connections = _connections(admin, f"http://127.0.0.1:{port}")
+    agent = next(connection for connection in connections if connection.slug == "agent")
+    actions.set_workspace_default(admin, research, agent)
+    request_validation(connections, admin, "save")
 
 
 def _connections(admin: User, url: str) -> list[Connection]:

@@ -131,7 +131,10 @@ def _say(text: str, pause: float = 0.01) -> Iterator[Step]:
 
 
 def echo(context: Context) -> Iterator[Step]:
-    yield from _say(context.asked.last_user or "(nothing)")
+    text = context.asked.last_user or "(nothing)"
+    if asked := re.match(r"Give this conversation a title.*?The message:\n", text, re.DOTALL):
+        text = " ".join(text[asked.end() :].split()[:5]).rstrip(".,;:?!")
+    yield from _say(text)
     yield Stop()
 
 
