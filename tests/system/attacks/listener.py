@@ -45,12 +45,19 @@ Answer = Callable[[Request], bytes]
 class Listener:
     """`with Listener(answer) as there: there.url, there.connections, there.requests`.
 
-    Listens on 127.0.0.1 and, with `everywhere`, on every address of this machine in IPv4 and IPv6.
+    Listens on `host`; with `everywhere` on every address of this machine, in IPv4 and IPv6.
     Each connection carries one request, answered with the bytes of `answer(request)`; an empty
     answer leaves the caller waiting until it goes.
     """
 
-    def __init__(self, answer: Answer | None = None, *, everywhere: bool = False) -> None:
+    def __init__(
+        self,
+        answer: Answer | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        everywhere: bool = False,
+    ) -> None:
         self._answer = answer or (lambda request: OK)
         self.connections = 0
         self.requests: list[Request] = []
@@ -67,10 +74,10 @@ class Listener:
         self._server = socketserver.ThreadingTCPServer(("", 0), Handler, bind_and_activate=False)
         self._server.daemon_threads = True
         self._server.socket.close()
-        self._server.socket = _bound(everywhere)
+        self._server.socket = _everywhere() if everywhere else _at(host, port)
         self._server.server_activate()
         self.port: int = self._server.socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -102,14 +109,19 @@ class Listener:
         return b"\n".join(request.raw for request in self.requests)
 
 
-def _bound(everywhere: bool) -> socket.socket:
-    if everywhere and socket.has_dualstack_ipv6():
-        bound = socket.socket(socket.AF_INET6)
-        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        bound.bind(("::", 0))
-        return bound
+def _at(host: str, port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET)
-    bound.bind(("0.0.0.0" if everywhere else "127.0.0.1", 0))
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host, port))
+    return bound
+
+
+def _everywhere() -> socket.socket:
+    if not socket.has_dualstack_ipv6():
+        return _at("", 0)
+    bound = socket.socket(socket.AF_INET6)
+    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    bound.bind(("::", 0))
     return bound
 
 
