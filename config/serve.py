@@ -130,9 +130,7 @@ def prepare() -> None:
     except (vault.BadKeys, SystemCheckError) as error:
         raise CantStart(str(error)) from error
     finally:
-        connections.close_all()
-        if hasattr(connection, "close_pool"):
-            connection.close_pool()
+        _leave_database()
 
 
 def serve(before_web: Callable[[Supervisor], None] = lambda supervisor: None) -> int:
@@ -155,6 +153,23 @@ def serve(before_web: Callable[[Supervisor], None] = lambda supervisor: None) ->
     return 0
 
 
+def become(name: str, host: str) -> NoReturn:
+    """Turns this process into web, worker or beat alone, with no more of the environment than it
+    has under the supervisor: a container's command."""
+    os.umask(0o077)
+    _private(settings.DATA_DIR)
+    _raise_file_limit()
+    command = commands()[name] + (["--host", host] if name == "web" else [])
+    os.chdir(settings.BASE_DIR)
+    os.execve(command[0], command, environment(name, os.environ))  # noqa: S606 (our own command)
+
+
+def _leave_database() -> None:
+    connections.close_all()
+    if hasattr(connection, "close_pool"):
+        connection.close_pool()  # and its threads, before anything is forked
+
+
 def _run(supervisor: Supervisor, before_web: Callable[[Supervisor], None]) -> NoReturn:
     from workspaces import setup
 
@@ -163,7 +178,7 @@ def _run(supervisor: Supervisor, before_web: Callable[[Supervisor], None]) -> No
     prepare()
     before_web(supervisor)
     token = setup.first_run_token()
-    connections.close_all()
+    _leave_database()
     children = commands()
     for name in children:
         supervisor.start(name, children[name], environment(name, os.environ))
