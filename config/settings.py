@@ -28,6 +28,7 @@ if _public.scheme not in {"http", "https"} or not _public.hostname or _public.pa
     raise env.BadEnv("PATCHBAY_URL: use http://host[:port] or https://host[:port], without a path")
 PRODUCTION = _public.scheme == "https"
 DEBUG = env.boolean("PATCHBAY_DEBUG")
+DEFAULT_EXCEPTION_REPORTER_FILTER = "config.debug.NoValues"
 SECRET_KEY = env.made_secret("SECRET_KEY", KEYS_DIR / "django.key", bytes_=48)
 SETUP_TOKEN = env.string("PATCHBAY_SETUP_TOKEN") or ""
 TRUSTED_PROXIES = env.items("PATCHBAY_TRUSTED_PROXIES")
