@@ -7,13 +7,18 @@ begins (`_PREFIXES`).
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cached_property
+from html import escape
 from math import isfinite
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import httpx
 
@@ -79,11 +84,18 @@ _MASKED = re.compile(r"\S*\*{3,}\S*")  # a key as providers quote it: sk-ab****w
 
 
 class Scrubber:
-    """Takes a target's secrets, and pieces of them, out of a text, and cuts it to `MAX_MESSAGE`."""
+    """Takes a target's secrets, and pieces of them, out of a text, and cuts it to `MAX_MESSAGE`.
+
+    Providers quote a request as it came, or as it stands in an address, in JSON or on a page.
+    """
 
     def __init__(self, target: Target) -> None:
-        values = [*target.secret.values(), *target.extra_headers.values()]
-        self._values = sorted(filter(None, values), key=len, reverse=True)
+        self._secrets = [*filter(None, target.secret.values()), *target.extra_headers.values()]
+
+    @cached_property
+    def _values(self) -> list[str]:
+        spelled = {text for secret in self._secrets for text in _spellings(secret) if text}
+        return sorted(spelled, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
         # a whole secret that begins within the part kept must be seen whole
@@ -108,6 +120,23 @@ class Scrubber:
         return _MASKED.sub("[secret]", text[:MAX_MESSAGE])[:MAX_MESSAGE]
 
 
+def _spellings(secret: str) -> set[str]:
+    secret = " ".join(secret.split())  # as in the text that is scrubbed
+    encoded = [code(secret.encode()) for code in (b64encode, urlsafe_b64encode)]
+    return {
+        secret,
+        quote(secret),
+        quote(secret, safe=""),
+        quote_plus(secret),
+        escape(secret),
+        escape(secret).replace("&#x27;", "&#39;"),
+        escape(secret, quote=False),
+        json.dumps(secret)[1:-1],
+        repr(secret)[1:-1],
+        *(text.decode().rstrip("=") for text in encoded),
+    }
+
+
 def from_response(
     status: int,
     headers: Mapping[str, str],
@@ -120,7 +149,7 @@ def from_response(
     about: dict[str, Any] = {
         "status": status,
         "retry_after": retry_after(headers.get("retry-after")),
-        "request_id": request_id(headers),
+        "request_id": scrub(request_id(headers)),
     }
     if 300 <= status < 400:
         message = f"Redirects to {_host(headers.get('location', ''))}."

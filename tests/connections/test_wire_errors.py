@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import logging
 import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from urllib.parse import quote, quote_plus
 
 import httpx
 import orjson
@@ -177,6 +180,29 @@ async def test_no_message_holds_a_piece_of_a_secret(caplog, text, status, as_jso
 def test_odd_secrets_are_scrubbed_too(secret):
     scrub = Scrubber(Target("openai_compat", "none", "", secret={"api_key": secret}))
     assert secret not in scrub(f"x{secret}y {secret} {secret}").replace("[secret]", "")
+
+
+@pytest.mark.parametrize("secret", ["k7#Q!z", "o\"d'd%41&<k>\\e+y/=?#{}|~", "Basic a%20b\"c'/"])
+@pytest.mark.parametrize(
+    "spell",
+    [
+        quote,
+        quote_plus,
+        html.escape,
+        repr,
+        lambda secret: orjson.dumps(secret).decode(),
+        lambda secret: base64.b64encode(secret.encode()).decode(),
+    ],
+)
+def test_a_secret_in_another_spelling_is_scrubbed_too(secret, spell):
+    scrub = Scrubber(Target("openai_compat", "none", "", secret={"api_key": secret}))
+    spelled = spell(secret).strip("\"'=")
+    assert spelled not in scrub(f"You sent {spelled} to us")
+
+
+async def test_a_request_id_that_is_the_key_is_scrubbed():
+    error = await failure(canned(b"", status=500, headers={"x-request-id": KEY}), WIRES[0])
+    assert error.request_id == "[secret]"
 
 
 def test_a_long_secret_is_scrubbed_in_good_time():
