@@ -320,6 +320,7 @@ def test_a_save_tried_again_after_a_failure_still_writes_the_secret(safes, keys)
         (base64.urlsafe_b64encode(b"\x8f\x01\xfe\x33" * 8).decode(), "pattern"),
         (base64.urlsafe_b64encode(b"change-me-to-32-random-bytes-now").decode(), "readable text"),
     ],
+    ids=itertools.count(),  # not the random keys: parallel runs compare the names of tests
 )
 def test_a_key_that_is_short_or_a_known_default_is_refused_in_one_line(text, says):
     with pytest.raises(vault.BadKeys) as caught:
