@@ -1,0 +1,544 @@
+"""Every address of the product, tried by everybody, with every method, on every kind of object.
+
+A row of `ROUTES` names the gate that stands before an address and what it answers whom it lets in.
+An address without a row fails, so a new page comes with its rights.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.test import Client, override_settings
+from django.urls import get_resolver, reverse
+from django.urls.resolvers import URLPattern, URLResolver
+
+from tests.world import PEOPLE, World, digest, make_world, png
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+GET, POST, FORM = ("GET", "HEAD"), ("POST",), ("GET", "HEAD", "POST")
+
+SIGN_IN, REFUSED, HIDDEN, WRONG_METHOD = 302, 403, 404, 405
+
+# Who passes, and what the others are answered. Nobody signed in is sent to sign in.
+OK = 0
+GATES: dict[str, dict[str, int]] = {
+    "everybody": dict.fromkeys(PEOPLE, OK),
+    "signed in": {},
+    "reads the workspace": {"charlie": HIDDEN},
+    "sends in the workspace": {"charlie": HIDDEN, "viewer": REFUSED},
+    "workspace admin": {
+        "charlie": HIDDEN,
+        "viewer": REFUSED,
+        "colleague": REFUSED,
+        "owner": REFUSED,
+    },
+    "reads": {"charlie": HIDDEN},
+    "sends": {"charlie": HIDDEN, "viewer": REFUSED},
+    "owner": {
+        "charlie": HIDDEN,
+        "viewer": REFUSED,
+        "colleague": REFUSED,
+        "wadmin": REFUSED,
+        "alice": REFUSED,
+    },
+    "owner alone": {
+        **dict.fromkeys(("charlie", "viewer", "colleague", "wadmin", "alice"), HIDDEN),
+    },
+    "instance admin": dict.fromkeys(("charlie", "viewer", "colleague", "owner", "wadmin"), REFUSED),
+    "staff": dict.fromkeys(("charlie", "viewer", "colleague", "owner", "wadmin"), HIDDEN),
+    "nobody": dict.fromkeys(("charlie", "viewer", "colleague", "owner", "wadmin", "alice"), HIDDEN),
+}
+
+# What a request may not smuggle in, sent along with every form.
+SMUGGLED = {
+    "role": "admin",
+    "is_superuser": "on",
+    "is_staff": "on",
+    "is_active": "",
+    "owner": "",
+    "workspace": "sales",
+    "workspace_id": "",
+    "author": "",
+    "started_by": "",
+    "locked_at": "",
+    "owner_id": "",
+    "chat": "",
+    "turn": "",
+    "user": "",
+    "members": "",
+    "access": "chosen",
+}
+
+
+@dataclass(frozen=True)
+class Try:
+    """A route on one object: the gate before it, and the answers for whom it lets in."""
+
+    gate: str
+    get: tuple[int, ...] = (200,)
+    post: tuple[int, ...] = ()
+    args: tuple[Any, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Route:
+    methods: tuple[str, ...]
+    tries: tuple[Try, ...]
+    others: tuple[int, ...] = (WRONG_METHOD,)
+
+
+def _on_sessions(world: World, name: str, methods: tuple[str, ...], gate: str, **more: Any) -> Any:
+    """A route of a session on every kind of session: shared, private, another workspace's, one
+    under the wrong workspace, one that doesn't exist."""
+    message, attachment = more.pop("message", False), more.pop("attachment", False)
+
+    def args(space: str, talk: Any, nested: Any = None) -> tuple[Any, ...]:
+        nested = nested or talk
+        inner = [nested.queued.pk] if message else [nested.attachment.pk] if attachment else []
+        return (space, talk.chat.pk, *inner)
+
+    private, shared, foreign = world.private, world.shared, world.foreign
+    tries = [
+        Try(gate, args=args("support", shared), **more),
+        Try("owner alone", args=args("support", private), **more),
+        Try("nobody", args=args("support", foreign), **more),
+        Try("nobody", args=("support", uuid.uuid4(), *args("support", shared)[2:]), **more),
+        Try("nobody", args=args("no-such", shared), **more),
+    ]
+    # A session's id under the address of a workspace it isn't in.
+    tries.append(Try("nobody", args=args("sales", shared), **more))
+    if message:
+        # Under the shared session: a message of the private one, of another workspace's, of none.
+        answer = more | {"post": (409,)}
+        for nested in (private, foreign):
+            tries.append(Try(gate, args=args("support", shared, nested), **answer))
+        tries.append(Try(gate, args=("support", shared.chat.pk, uuid.uuid4()), **answer))
+    if attachment:
+        for nested in (private, foreign):
+            tries.append(Try("nobody", args=args("support", shared, nested), **more))
+    return f"sessions:{name}", Route(methods, tuple(tries))
+
+
+def routes(world: World) -> dict[str, Route]:
+    def one(name: str, methods: tuple[str, ...], *tries: Try) -> tuple[str, Route]:
+        return name, Route(methods, tries)
+
+    def admins(name: str, methods: tuple[str, ...], **answers: Any) -> tuple[str, Route]:
+        data = answers.pop("data", {})
+        return one(
+            f"connections:{name}",
+            methods,
+            Try("instance admin", args=("local",), data=data, **answers),
+            Try(
+                "instance admin",
+                args=("no-such",),
+                get=(200, 404) if name == "row" else (404,),
+                post=(404,),
+            ),
+        )
+
+    def chat(name: str, methods: tuple[str, ...], gate: str, **more: Any) -> tuple[str, Route]:
+        return _on_sessions(world, name, methods, gate, **more)
+
+    posted = {"post": (200, 303)}
+    text = {"text": "changed"}
+    return dict(
+        [
+            one("workspaces:home", GET, Try("everybody", get=(200, 302))),
+            one("workspaces:setup", FORM, Try("nobody once set up", get=(404,), post=(404,))),
+            one("account_login", FORM, Try("everybody", get=(200, 302), post=(200, 302))),
+            one("account_logout", FORM, Try("everybody", get=(200, 302), post=(302,))),
+            one("account_signup", FORM, Try("everybody", get=(200, 302), post=(200, 302))),
+            (
+                "account_change_password",  # a class of Django's, for which PUT is a POST
+                Route(FORM, (Try("signed in", post=(200,)),), others=(200, WRONG_METHOD)),
+            ),
+            one("account_inactive", GET, Try("everybody")),
+            one("patterns", GET, Try("staff")),
+            one("healthz", GET, Try("everybody")),
+            one("readyz", GET, Try("everybody", get=(200,))),
+            # -- connections
+            one("connections:list", GET, Try("instance admin")),
+            one("connections:create", FORM, Try("instance admin", post=(422,))),
+            one("connections:validate_many", POST, Try("instance admin", **posted)),
+            admins("detail", GET),
+            admins("row", GET),
+            admins("edit", FORM, post=(303,)),  # what is left out stays as it is
+            admins("validate", POST, **posted),
+            admins("default", POST, **posted),
+            admins("mid_stream", POST, data={"mid_stream_behavior": "queue"}, **posted),
+            admins("enable", POST, **posted),
+            admins("order", POST, data={"direction": "up"}, **posted),
+            admins("delete", POST, **posted),
+            admins("confirm_delete", GET),
+            # -- a workspace's AI settings
+            one(
+                "ai:settings",
+                GET,
+                Try("reads the workspace", args=("support",)),
+                Try("nobody", args=("no-such",)),
+            ),
+            one(
+                "ai:default",
+                POST,
+                Try("workspace admin", args=("support",), data={"connection": "local"}, **posted),
+                Try("nobody", args=("no-such",)),
+            ),
+            one(
+                "ai:models",
+                FORM,
+                Try(
+                    "workspace admin", args=("support", "local"), data={"model": "small"}, **posted
+                ),
+                Try("nobody", args=("no-such", "local")),
+            ),
+            # -- sessions
+            one(
+                "sessions:list",
+                GET,
+                Try("reads the workspace", args=("support",)),
+                Try("nobody", args=("no-such",)),
+            ),
+            one(
+                "sessions:create",
+                POST,
+                Try("sends in the workspace", args=("support",), post=(302, 303)),
+                Try("nobody", args=("no-such",)),
+            ),
+            chat("detail", GET, "reads"),
+            chat("turns", GET, "reads"),
+            chat("attachment", GET, "reads", attachment=True),
+            chat("send", POST, "sends", data={"text": "hello"}, **posted),
+            chat("stop", POST, "sends", **posted),
+            chat("retry", POST, "sends", **posted),
+            chat("resume", POST, "sends", **posted),
+            chat("connection", POST, "sends", data={"connection": "local"}, post=(409,)),
+            chat("model", POST, "sends", data={"model": "large"}, **posted),
+            chat("rename", POST, "sends", data={"title": "Another"}, **posted),
+            chat("share", POST, "owner", data={"shared": "false"}, **posted),
+            chat("message_edit", POST, "sends", message=True, data=text, **posted),
+            chat("message_cancel", POST, "sends", message=True, **posted),
+            chat("message_promote", POST, "sends", message=True, post=(409,)),
+            chat("message_move", POST, "sends", message=True, **posted),
+        ]
+    )
+
+
+STREAM = "sessions:stream"  # has a test of its own below: it closes the test's connections
+
+
+def walk(resolver: URLResolver, route: str = "", space: str = "") -> Iterator[tuple[str, str]]:
+    """(name, pattern) of every address."""
+    for pattern in resolver.url_patterns:
+        here = route + str(pattern.pattern)
+        if isinstance(pattern, URLPattern):
+            yield f"{space}:{pattern.name}" if space else str(pattern.name), here
+        else:
+            inner = [space, pattern.namespace] if pattern.namespace else [space]
+            yield from walk(pattern, here, ":".join(filter(None, inner)))
+
+
+@pytest.fixture
+def world(db: None) -> World:
+    return make_world()
+
+
+@pytest.fixture
+def clients(world: World, client_for: Any) -> dict[str, Client]:
+    return make_clients(world, client_for)
+
+
+def make_clients(world: World, client_for: Any) -> dict[str, Client]:
+    """Everybody's browser; whoever is switched off was signed in before."""
+    found = {name: client_for(world.people[name]) for name in PEOPLE}
+    gone = world.people["switched off"]
+    gone.is_active = False
+    gone.save(update_fields=["is_active"])
+    for client in found.values():
+        client.raise_request_exception = False
+    return found
+
+
+def test_every_address_has_a_row(world: World):
+    listed = set(routes(world)) | {STREAM}
+    found = {name for name, route in walk(get_resolver()) if not route.startswith("admin/")}
+    assert found == listed
+
+
+def expected(route: Route, attempt: Try, person: str, method: str) -> tuple[int, ...]:
+    if attempt.gate == "nobody once set up":
+        return (404,) if method in route.methods else (405,)
+    allowed = method in route.methods
+    if attempt.gate == "everybody":
+        answers = attempt.post if method == "POST" else attempt.get
+        return answers if allowed else (200, 302, WRONG_METHOD)
+    if person in ("anonymous", "switched off"):
+        return (SIGN_IN,)
+    if not allowed:
+        # Nothing is told before the method is right, nor after.
+        return route.others
+    gate = GATES[attempt.gate].get(person, OK)
+    if gate != OK:
+        return (gate,)
+    return attempt.post if method == "POST" else attempt.get
+
+
+PEOPLES_ROWS = ("workspaces.User", "workspaces.Membership", "workspaces.Workspace")
+# A session id's row and the time of a sign-in belong to the browser that asks, not to the attack.
+OWN_ROWS = ("sessions.Session",)
+
+
+@pytest.mark.parametrize("person", PEOPLE)
+def test_each_address_answers_each_person_as_its_gate_says(
+    world: World, clients: dict[str, Client], person: str
+):
+    client, wrong, tried = clients[person], [], 0
+    cookies, everything, people = client.cookies, digest(*OWN_ROWS), digest(only=PEOPLES_ROWS)
+    for name, route in routes(world).items():
+        for attempt, method in itertools.product(route.tries, METHODS):
+            address = reverse(name, args=attempt.args)
+            answers = expected(route, attempt, person, method)
+            data = {**SMUGGLED, **attempt.data} if method in ("POST", "PUT", "PATCH") else None
+            client.cookies = copy.deepcopy(cookies)
+            with transaction.atomic():
+                response = client.generic(method, address, **(_body(data) if data else {}))
+                tried += 1
+                if response.status_code not in answers:
+                    wrong.append(f"{method} {address}: {response.status_code}, not {answers}")
+                if answers == (SIGN_IN,) and attempt.gate != "everybody":
+                    assert response.headers["location"].startswith("/accounts/login/"), address
+                if method == "POST" and digest(only=PEOPLES_ROWS) != people:
+                    wrong.append(f"{method} {address}: people, roles or workspaces changed")
+                if method == "POST" and answers != attempt.post and digest(*OWN_ROWS) != everything:
+                    wrong.append(f"{method} {address}: {response.status_code} and a row changed")
+                _read(response)
+                transaction.set_rollback(True)
+    assert digest(*OWN_ROWS) == everything
+    assert wrong == []
+    assert tried > 800
+
+
+def _read(response: Any) -> None:
+    """To the end: the client then closes the file without closing the test's connection."""
+    if response.streaming:
+        response.getvalue()
+
+
+def _body(data: dict[str, str]) -> dict[str, Any]:
+    from urllib.parse import urlencode
+
+    return {"data": urlencode(data), "content_type": "application/x-www-form-urlencoded"}
+
+
+def _admin_addresses(world: World) -> Iterator[str]:
+    """Every address of the admin site, each with the id of a row that exists."""
+    talk = world.shared
+    ids = {
+        "workspaces_user": world.people["owner"].pk,
+        "workspaces_workspace": world.support.pk,
+        "workspaces_membership": world.people["owner"].memberships.get().pk,
+        "connections_connection": world.connection.pk,
+        "agent_sessions_chatsession": talk.chat.pk,
+        "agent_sessions_turn": talk.turn.pk,
+        "agent_sessions_message": talk.said.pk,
+        "agent_sessions_attachment": talk.attachment.pk,
+    }
+    for name, route in walk(get_resolver()):
+        if not route.startswith("admin/") or name == "admin:login":
+            continue
+        model = name.removeprefix("admin:").rpartition("_")[0]
+        pk = str(ids.get(model, uuid.uuid4()))
+        known = {"content_type_id": "1", "object_id": pk, "id": pk, "app_label": "workspaces"}
+        for key, value in known.items():
+            route = re.sub(rf"<(path:)?{key}>|\(\?P<{key}>[^)]*\)", value, route)
+        yield "/" + re.sub(r"\(\?P<url>\.\*\)|[$^]", "", route)
+
+
+@pytest.mark.parametrize("person", [name for name in PEOPLE if name != "alice"])
+def test_the_admin_site_does_not_exist_for_others(
+    world: World, clients: dict[str, Client], person: str
+):
+    client, before, tried = clients[person], digest(*OWN_ROWS), 0
+    answer = SIGN_IN if person in ("anonymous", "switched off") else HIDDEN
+    for address in _admin_addresses(world):
+        for method in ("GET", "POST", "DELETE"):
+            body = {**SMUGGLED, "post": "yes", "is_superuser": "on"} if method == "POST" else None
+            response = client.generic(method, address, **_body(body) if body else {})
+            assert response.status_code == answer, f"{method} {address}"
+            tried += 1
+    assert digest(*OWN_ROWS) == before
+    assert tried > 200
+
+
+def test_an_instance_admin_reads_every_page_of_the_admin_site(
+    world: World, clients: dict[str, Client]
+):
+    before = digest(*OWN_ROWS)
+    for address in _admin_addresses(world):
+        response = clients["alice"].get(address)
+        # 302: a row that isn't there, and the old addresses; 403: rows nobody makes by hand.
+        assert response.status_code in (200, 302, 403, 404, 405), address
+    assert digest(*OWN_ROWS) == before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_stream_answers_nobody_who_may_not_read(client_for: Any):
+    world = make_world()
+    clients = make_clients(world, client_for)
+    _, route = _on_sessions(world, "stream", GET, "reads")
+    for person, attempt in itertools.product(PEOPLE, route.tries):
+        response = clients[person].get(reverse(STREAM, args=attempt.args))
+        if response.status_code == 200:
+            assert response.streaming
+            assert response.headers["content-type"] == "text/event-stream"
+        assert response.status_code in expected(route, attempt, person, "GET"), (person, attempt)
+    response = clients["owner"].post(reverse(STREAM, args=("support", world.shared.chat.pk)))
+    assert response.status_code == WRONG_METHOD
+
+
+# -- tokens ----------------------------------------------------------------------------------------
+
+FOREIGN = ("https://evil.example", "null", "http://testserver.evil.example", "http://testserver:81")
+
+
+def _unsafe_addresses(world: World) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, route in routes(world).items():
+        if "POST" in route.methods:
+            yield reverse(name, args=route.tries[0].args), route.tries[0].data
+    yield reverse("admin:workspaces_user_add"), {"email": "eve@example.com", "is_superuser": "on"}
+    yield reverse("admin:connections_connection_changelist"), {"action": "pause_selected"}
+    yield reverse("admin:logout"), {}
+
+
+def test_no_change_without_the_forms_token_or_from_elsewhere(world: World, client_for: Any):
+    tried = 0
+    for person in ("alice", "owner", "anonymous"):
+        client = client_for(world.people[person], enforce_csrf_checks=True)
+        client.get("/accounts/login/" if person == "anonymous" else "/accounts/password/change/")
+        token = client.cookies["patchbay_csrf"].value
+        before = digest()
+        for address, data in _unsafe_addresses(world):
+            attacks = [{}, {"HTTP_X_CSRFTOKEN": "x" * 32}, {"HTTP_X_CSRFTOKEN": "y" * 64}]
+            attacks += [{"HTTP_X_CSRFTOKEN": token, "HTTP_ORIGIN": origin} for origin in FOREIGN]
+            for headers in attacks:
+                response = client.post(address, data, **headers)
+                assert response.status_code == REFUSED, (address, headers)
+                tried += 1
+            for headers in ({"HTTP_X_HTTP_METHOD_OVERRIDE": "GET"}, {"HTTP_HX_REQUEST": "true"}):
+                assert client.post(address, data, **headers).status_code == REFUSED, address
+        assert digest() == before
+    assert tried > 400
+
+
+def test_the_right_token_from_here_is_taken(world: World, client_for: Any):
+    client = client_for(world.people["owner"], enforce_csrf_checks=True)
+    client.get("/accounts/password/change/")
+    token = client.cookies["patchbay_csrf"].value
+    address = reverse("sessions:rename", args=("support", world.private.chat.pk))
+    headers = {"HTTP_X_CSRFTOKEN": token, "HTTP_ORIGIN": "http://testserver"}
+    assert client.post(address, {"title": "New"}, **headers).status_code == 303
+
+
+# -- looking changes nothing -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("person", PEOPLE)
+def test_looking_at_every_page_changes_no_row(
+    world: World, clients: dict[str, Client], person: str
+):
+    before = digest()
+    for name, route in routes(world).items():
+        for attempt in route.tries:
+            for query in ("", "?page=2&before=1&since=1&preset=openai&next=/&remember=1"):
+                _read(clients[person].get(reverse(name, args=attempt.args) + query))
+    if person == "alice":
+        for address in _admin_addresses(world):
+            clients[person].get(address)
+    assert digest() == before
+
+
+# -- headers ---------------------------------------------------------------------------------------
+
+DIRECTIVES = {
+    "img-src": "'self' data:",
+    "base-uri": "'none'",
+    "object-src": "'none'",
+    "frame-ancestors": "'none'",
+    "form-action": "'self'",
+}
+
+
+def check_headers(headers: Any, address: str) -> None:
+    """What every answer carries, whatever it is."""
+    policy = headers["content-security-policy"]
+    assert "unsafe" not in policy, address
+    assert "*" not in policy, address
+    parts = dict(part.strip().partition(" ")[::2] for part in policy.split(";") if part.strip())
+    assert parts["default-src"] == "'none'", address
+    if "sandbox" in parts:  # an uploaded file: nothing at all
+        assert set(parts) == {"default-src", "sandbox"}, address
+    else:
+        for name, value in DIRECTIVES.items():
+            assert parts[name] in (value, "'none'"), (address, name)
+    assert headers["x-content-type-options"] == "nosniff", address
+    assert headers["referrer-policy"] == "same-origin", address
+    stored = headers["cache-control"]
+    private = "no-store" in stored or "private" in stored
+    assert private, (address, stored)
+
+
+@override_settings(DEBUG=False)
+def test_every_answer_carries_the_headers(world: World, clients: dict[str, Client]):
+    seen = set()
+    for person in ("anonymous", "charlie", "viewer", "owner", "alice"):
+        client = clients[person]
+        for name, route in routes(world).items():
+            for attempt, method in itertools.product(route.tries[:2], ("GET", "POST", "PUT")):
+                address = reverse(name, args=attempt.args)
+                with transaction.atomic():
+                    response = client.generic(method, address)
+                    transaction.set_rollback(True)
+                check_headers(response.headers, f"{method} {address}")
+                seen.add(response.status_code)
+                _read(response)
+            if name == "account_logout" and world.people[person]:
+                client.force_login(world.people[person])
+    for address in ("/nothing/", "/w/support/sessions/x/", "//", "/static/nothing.css", "/%ff/"):
+        response = clients["owner"].get(address)
+        check_headers(response.headers, address)
+        seen.add(response.status_code)
+    assert seen >= {200, 302, 303, 403, 404, 405, 422}
+
+
+def test_an_unexpected_fault_carries_the_headers(
+    world: World, clients: dict[str, Client], monkeypatch
+):
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a fault with a secret-looking text: sk-1234")
+
+    monkeypatch.setattr("sessions.views.visible_chats", fail)
+    response = clients["owner"].get("/w/support/")
+    assert response.status_code == 500
+    check_headers(response.headers, "a fault")
+    assert b"sk-1234" not in response.content
+
+
+def test_an_image_is_served_as_nothing_but_an_image(world: World, clients: dict[str, Client]):
+    talk = world.shared
+    address = reverse("sessions:attachment", args=("support", talk.chat.pk, talk.attachment.pk))
+    response = clients["viewer"].get(address)
+    assert response.getvalue() == png()
+    assert response.headers["content-type"] == "image/png"
+    assert "sandbox" in response.headers["content-security-policy"]
+    assert response.headers["content-disposition"] == (
+        f'inline; filename="{talk.attachment.pk}.png"'
+    )
