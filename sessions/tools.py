@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import html
+import logging
 import re
 import zoneinfo
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from workspaces.egress import (
     client_for,
     tool_policy,
 )
+
+logger = logging.getLogger(__name__)
 
 MAX_RESULT = 50_000  # characters of a result
 MAX_PAGE = 5_000_000  # bytes of a fetched page
@@ -66,6 +69,10 @@ async def run(name: str, args: Mapping[str, Any]) -> tuple[str, bool]:
                 return await _fetch_url(args)
     except TimeoutError:
         return f"The tool took longer than {TIMEOUT:.0f} seconds.", True
+    except Exception as error:
+        # By its type alone: the text may quote what was fetched.
+        logger.error("the tool %s failed: %s", name, type(error).__name__)
+        return "The tool failed.", True
     return f"There is no tool named {name[:60]!r}.", True
 
 
@@ -105,7 +112,7 @@ async def _fetch_url(args: Mapping[str, Any]) -> tuple[str, bool]:
         return f"HTTP {response.status_code}: {kind}, {len(body)} bytes, not a text.", True
     text = body.decode(_charset(response), "replace").replace("\x00", "\ufffd")
     if kind in {"text/html", "application/xhtml+xml"}:
-        text = await asyncio.to_thread(_readable, text)
+        text = await asyncio.to_thread(readable_text, text)
     if len(text) > MAX_RESULT:
         text = f"{text[:MAX_RESULT]}\n[cut: {len(text)} characters in all]"
     return f"HTTP {response.status_code}\n\n{text}", response.status_code >= 400
@@ -138,6 +145,8 @@ class _Text(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in _DROPPED:
             self._inside += 1
+        elif tag == "body":
+            self._inside = 0  # `</head>` may be left out
         elif tag in _BREAKING:
             self.pieces.append("\n")
 
@@ -152,11 +161,17 @@ class _Text(HTMLParser):
             self.pieces.append(data)
 
 
-def _readable(page: str) -> str:
-    title = re.search(r"<title[^>]*>([^<]{1,500})", page, re.IGNORECASE)
+def readable_text(page: str) -> str:
+    """What a person would read of an HTML page, its title first.
+
+    Takes time in proportion to the page, whatever stands in it: an expression that backtracks over
+    megabytes would hold up every turn of the process, and its heartbeat.
+    """
+    title = re.search(r"<title[^<>]*>([^<]{1,500})", page, re.IGNORECASE)
     parser = _Text()
+    # Not closed: that would look at every tag left open once more, each time to the page's end.
     parser.feed(page)
-    text = re.sub(r"[ \t\r\f\v]+", " ", "".join(parser.pieces))
-    text = re.sub(r"\s*\n\s*\n\s*", "\n\n", text).strip()
+    lines = [" ".join(line.split()) for line in "".join(parser.pieces).split("\n")]
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
     heading = html.unescape(title.group(1)).strip() if title else ""
     return f"{heading}\n\n{text}" if heading else text
