@@ -112,6 +112,7 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._last_ids: dict[str, str] = {}
         self._not_before = 0.0
+        self._added = self._left = 0  # events, ever; those given up have left too
 
     def add_text(
         self, chat_id: str, message: str, block: int, kind: str, offset: int, text: str
@@ -144,9 +145,11 @@ class Writer:
 
     def _add(self, chat_id: str, name: str, data: dict[str, Any]) -> None:
         if len(self._pending) > 100_000:  # Redis is gone: the checkpoints have it all
+            self._left += len(self._pending)
             self._pending.clear()
             self._open_text.clear()
         self._pending.append((chat_id, name, data))
+        self._added += 1
         self._wake.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -156,13 +159,16 @@ class Writer:
             await self._wake.wait()
             self._wake.clear()
             self._urgent.clear()
-            await self._flush()
+            batch, self._pending = self._pending, []
+            self._open_text.clear()
+            try:
+                await self._flush(batch)
+            finally:
+                self._left += len(batch)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._urgent.wait(), WINDOW)
 
-    async def _flush(self) -> None:
-        batch, self._pending = self._pending, []
-        self._open_text.clear()
+    async def _flush(self, batch: list[tuple[str, str, dict[str, Any]]]) -> None:
         if not batch or time.monotonic() < self._not_before:
             return
         pipe = self._client.pipeline(transaction=False)
@@ -183,8 +189,9 @@ class Writer:
                 )
 
     async def settle(self) -> None:
-        """Until everything added so far has left (or was given up)."""
-        while self._pending:
+        """Until everything added so far has left (or was given up), not what others add since."""
+        until = self._added
+        while self._left < until and self._task is not None and not self._task.done():
             self._urgent.set()
             self._wake.set()
             await asyncio.sleep(0.002)
