@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.run import find_browser, in_ci
 
 expect.set_options(timeout=20_000)  # a slow machine is slow
 
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    found = os.environ.get("PATCHBAY_CHROMIUM") or shutil.which("chromium")
+    if not (found := find_browser()):
+        (pytest.fail if in_ci() else pytest.skip)("no Chromium: set PATCHBAY_CHROMIUM to one")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found)
         yield browser
