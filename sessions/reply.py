@@ -25,13 +25,15 @@ MAX_REPLY = 2_000_000  # characters of one reply; more is cut and said so
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block as the page draws it: `offset` is how much of its text the HTML covers."""
+    """A block as the page draws it. Of an open one the HTML covers the text up to `offset` (UTF-16
+    units); `rest` is the space after it, which no rendering shows."""
 
     index: int
     kind: str  # "text" | "thinking" | "tool"
     html: SafeString
     offset: int = 0
     closed: bool = True
+    rest: str = ""
 
 
 def text_of(parts: Sequence[Part]) -> str:
@@ -64,9 +66,17 @@ def _text_blocks(text: str, base: int, is_open: bool) -> list[Block]:
         closed += splitter.finish()
     blocks = [Block(base + one.index, "text", one.html) for one in closed]
     if is_open:
-        rest = text[splitter.open_start :]
+        source = text[splitter.open_start :]
+        covered = source.rstrip()
         blocks.append(
-            Block(base + len(closed), "text", splitter.render_open(), utf16_len(rest), False)
+            Block(
+                base + len(closed),
+                "text",
+                splitter.render_open(),
+                utf16_len(covered),
+                closed=False,
+                rest=source[len(covered) :],
+            )
         )
     return blocks
 
@@ -122,7 +132,7 @@ class Reply:
         self._texts.append(text)
         closed = self._splitter.append(text)
         for one in closed:
-            self._publish_block(self._base + one.index, one.html, closed=True)
+            self._publish_block(self._base + one.index, one.html)
         if closed:
             self._closed += len(closed)
             whole = self._join()
@@ -171,7 +181,7 @@ class Reply:
         self.parts.append(part)
         self.changed = True
         self._calls[call.id] = (self._base, part)
-        self._publish_block(self._base, tool_html(part, None), closed=True)
+        self._publish_block(self._base, tool_html(part, None))
         self._base += 1
 
     def add_result(self, result: Part) -> None:
@@ -180,7 +190,7 @@ class Reply:
         self.changed = True
         if (found := self._calls.get(result["id"])) is not None:
             index, call = found
-            self._publish_block(index, tool_html(call, result), closed=True)
+            self._publish_block(index, tool_html(call, result))
 
     def finish(self) -> list[dict[str, Any]]:
         """Closes the open part and returns all."""
@@ -195,8 +205,12 @@ class Reply:
             and self._open_length > self._rendered_length
         ):
             self._rendered_length = self._open_length
+            source = self._join()[self._splitter.open_start :]
             self._publish_block(
-                self._base + self._closed, self._splitter.render_open(), closed=False
+                self._base + self._closed,
+                self._splitter.render_open(),
+                # Space at the end isn't in the HTML, so it isn't covered by it.
+                covers=self._open_length - (len(source) - len(source.rstrip())),
             )
 
     # -- inside ----------------------------------------------------------------------------------
@@ -231,12 +245,12 @@ class Reply:
         if self._kind == "text":
             assert self._splitter is not None
             for one in self._splitter.finish():
-                self._publish_block(self._base + one.index, one.html, closed=True)
+                self._publish_block(self._base + one.index, one.html)
                 self._closed += 1
             self._base += self._closed
         else:
             part = self.parts[-1]
-            self._publish_block(self._base, thinking_html(part["text"], is_open=False), closed=True)
+            self._publish_block(self._base, thinking_html(part["text"], is_open=False))
             self._base += 1
         self._kind, self._splitter, self._texts = "", None, []
 
@@ -247,10 +261,8 @@ class Reply:
             self._spoke = True
             self._writer.hurry()
 
-    def _publish_block(self, index: int, html: str, *, closed: bool) -> None:
+    def _publish_block(self, index: int, html: str, *, covers: int | None = None) -> None:
+        """A closed block, or with `covers` the open one as it stands."""
         data: dict[str, Any] = {"m": self._message, "b": index, "h": html}
-        if closed:
-            data["c"] = 1
-        else:
-            data["o"] = self._open_length
+        data |= {"c": 1} if covers is None else {"o": covers}
         self._writer.add(self._chat, "block", data)

@@ -16,7 +16,7 @@ const words = document.getElementById("chat-words").dataset;
 const grown = new WeakMap();
 
 function growth(block) {
-  if (!grown.has(block)) grown.set(block, { offset: Number(block.dataset.offset) || 0, text: "" });
+  if (!grown.has(block)) grown.set(block, { offset: Number(block.dataset.offset) || 0, text: block.dataset.rest ?? "" });
   return grown.get(block);
 }
 
@@ -57,9 +57,8 @@ function onText(body, { b, k, o, t }) {
   const known = state.offset + state.text.length;
   if (o > known) return startAgain();
   if (o + t.length <= known) return;
-  const piece = t.slice(known - o);
-  state.text += piece;
-  showTail(block, piece);
+  state.text += t.slice(known - o);
+  showTail(block);
   say("");
 }
 
@@ -74,15 +73,14 @@ function onBlock(body, { b, h, c, o }) {
     if (!isOpen(block) && block.dataset.kind !== "tool") return;
     draw(block, h);
     grown.delete(block);
-    delete block.dataset.open;
-    delete block.dataset.offset;
+    for (const name of ["open", "offset", "rest"]) delete block.dataset[name];
   } else if (isOpen(block) && o >= growth(block).offset) {
     const state = growth(block);
     const rest = state.text.slice(o - state.offset);
     draw(block, h);
     grown.set(block, { offset: o, text: rest });
     block.dataset.offset = o;
-    showTail(block, rest);
+    showTail(block);
   }
 }
 
@@ -101,17 +99,21 @@ function draw(block, html) {
 // it stands where the rendered text will.
 const HOLDS_BLOCKS = "p, ul, ol, li, blockquote, div, pre, code, table, thead, tbody, tr, th, td, h3, h4, h5, h6";
 
-function showTail(block, piece) {
+function showTail(block) {
+  const { text } = growth(block);
   let tail = block.querySelector("[data-tail]");
   if (!tail) {
     let host = block.querySelector("[data-text]") ?? block;
-    while (host.lastElementChild?.matches(HOLDS_BLOCKS)) host = host.lastElementChild;
+    for (let inner = host; inner; inner = [...host.children].findLast((child) => child.matches(HOLDS_BLOCKS))) host = inner;
+    // A rendered code block ends its last line, whether the line has ended or not.
+    if (host.matches("pre > code") && host.lastChild) host.lastChild.data = host.lastChild.data.trimEnd();
     tail = document.createElement("span");
     tail.dataset.tail = "";
     tail.append("");
     host.append(tail);
   }
-  tail.firstChild.appendData(piece);
+  const shown = tail.firstChild;
+  shown.appendData(text.slice(shown.length));
 }
 
 // -- the turns --------------------------------------------------------------------------------------

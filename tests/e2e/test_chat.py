@@ -1,0 +1,496 @@
+"""A session in a real browser: from the first message to the stored reply, on the running product
+with a fake provider."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.fakes.server import GOOD_KEY, FakeProviders
+from tests.sessions.hostile import load_hostile
+from tests.system.harness import Client, Patchbay, wait_for
+
+MODELS = [
+    *("markdown", "echo", "thinking-tools", "fast-30tps-90", "fast-30tps-200", "tools-3-1s"),
+    *("tools-forever-1s", "long-600", "err-401", "vision"),
+]
+END = re.compile("done|failed|stopped|interrupted")
+
+
+@pytest.fixture(scope="module")
+def fakes() -> Iterator[FakeProviders]:
+    with FakeProviders() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def admin(patchbay: Patchbay, fakes: FakeProviders) -> Client:
+    """The admin of a server with the connections `steer` (the default) and `queue`."""
+    client = patchbay.setup_admin()
+    for behaviour in ("steer", "queue"):
+        answer = client.post(
+            "/connections/new/",
+            data={
+                "name": behaviour,
+                "provider_type": "openai_compat",
+                "auth_type": "api_key_with_endpoint",
+                "base_url": fakes.openai,
+                "models": "\n".join(MODELS),
+                "default_model": "markdown",
+                "api_key": GOOD_KEY,
+                "supports_images": "true",
+                "mid_stream_behavior": behaviour,
+            },
+        )
+        assert answer.status_code == 303, answer.text
+    return client
+
+
+@pytest.fixture
+def context(patchbay: Patchbay, admin: Client, browser: Browser) -> BrowserContext:
+    """A browser that the admin has signed in with."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(30_000)
+    _sign_in(context, patchbay, admin)
+    return context
+
+
+def _sign_in(context: BrowserContext, patchbay: Patchbay, admin: Client) -> None:
+    context.add_cookies(
+        [
+            {"name": cookie.name, "value": cookie.value or "", "url": patchbay.url}
+            for cookie in admin.cookies.jar
+        ]
+    )
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return context.new_page()
+
+
+def new_session(admin: Client, model: str, connection: str = "steer") -> str:
+    """The path of a new session."""
+    path = admin.post("/w/support/sessions/new/").headers["location"]
+    assert admin.post(f"{path}connection/", data={"connection": connection}).status_code == 303
+    assert admin.post(f"{path}model/", data={"model": model}).status_code == 303
+    return path
+
+
+def send(page: Page, text: str) -> None:
+    page.locator("#draft").fill(text)
+    page.locator("#draft").press("Enter")
+
+
+def expect_state(page: Page, state: str | re.Pattern[str]) -> None:
+    expect(page.locator("[data-session]")).to_have_attribute(
+        "data-turn-state", state, timeout=60_000
+    )
+
+
+def complaints_of(page: Page) -> list[str]:
+    """What the browser refuses or stumbles over from now on."""
+    found: list[str] = []
+    page.on("console", lambda m: found.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: found.append(str(error)))
+    return found
+
+
+# The transcript as a person sees it, message by message: role and text.
+SHOWN = """() => [...document.querySelectorAll("#transcript [data-message]")].map((message) => {
+  const body = message.querySelector(".message-body").cloneNode(true);
+  for (const copy of body.querySelectorAll(".copy")) copy.remove();
+  return [message.dataset.role, message.dataset.delivery, body.textContent.replace(/\\s+/g, " ")];
+})"""
+
+
+def expect_as_stored(page: Page) -> None:
+    """What stands on the page is what a fresh page shows."""
+    shown = page.evaluate(SHOWN)
+    page.reload()
+    assert page.evaluate(SHOWN) == shown
+
+
+def test_the_first_message_locks_the_session_and_the_reply_streams(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    complaints = complaints_of(page)
+    page.goto(f"{patchbay.url}/w/support/")
+    page.get_by_role("button", name="New session").click()
+    root = page.locator("[data-session]")
+    expect(root).to_have_attribute("data-locked", "false")
+    page.get_by_role("radio", name=re.compile("^queue")).check()
+    expect(root).to_have_attribute("data-connection", "queue")
+    page.get_by_role("radio", name=re.compile("^steer")).check()
+    expect(root).to_have_attribute("data-connection", "steer")
+    send(page, "A week on the coast")
+    expect(root).to_have_attribute("data-locked", "true")
+    expect(page.locator("#welcome .capability")).to_have_count(0)
+    # It grows: text is there before the end.
+    reply = page.locator("[data-message][data-role=assistant]")
+    expect(reply).to_contain_text("A week on the coast")
+    expect(root).to_have_attribute("data-turn-state", "running")
+    expect_state(page, "done")
+    expect(reply.locator("table td")).to_have_count(9)
+    expect(reply.locator(".code .k").first).to_be_visible()
+    expect(reply.locator("[data-open], [data-tail]")).to_have_count(0)
+    expect(page.locator("#announce")).to_have_text("Reply finished.")
+    expect(page.locator(".chat-connection")).to_contain_text("steer")
+    expect(page).not_to_have_title(re.compile("New session"))
+    expect_as_stored(page)
+    assert complaints == []
+
+
+def test_a_message_is_steered_in_and_another_is_queued(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "tools-3-1s"))
+    send(page, "Look at the clock")
+    page.locator("[data-kind=tool]").first.wait_for()
+    expect(page.locator("#composer-hint")).to_have_text("Will be steered into the running reply")
+    send(page, "In UTC")
+    steered = page.locator("#transcript [data-message][data-delivery=delivered]")
+    expect(steered).to_contain_text("In UTC")
+    answer = admin.post("/connections/steer/mid-stream/", data={"mid_stream_behavior": "queue"})
+    assert answer.status_code == 303
+    try:
+        send(page, "And then a song")
+        expect(page.locator("#waiting [data-delivery=queued]")).to_contain_text("And then a song")
+    finally:
+        admin.post("/connections/steer/mid-stream/", data={"mid_stream_behavior": "steer"})
+    expect(page.locator("#turn-2 [data-role=user]")).to_contain_text("And then a song")
+    expect(page.locator("#waiting > li")).to_have_count(0)
+    expect(page.locator("#turn-2")).to_contain_text("Done after 3 tool rounds.", timeout=30_000)
+    expect_state(page, "done")
+    expect(page.locator("#turn-1")).to_contain_text("You added: In UTC")
+    expect_as_stored(page)
+
+
+def test_waiting_messages_are_edited_moved_promoted_and_cancelled(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    send(page, "Begin")
+    expect_state(page, "running")
+    waiting = page.locator("#waiting > li")
+    for number, text in enumerate(("one", "two", "three"), 1):
+        send(page, text)
+        expect(waiting).to_have_count(number)
+    waiting.nth(0).get_by_label("Send later").click()
+    expect(waiting.nth(0)).to_contain_text("two")
+    waiting.nth(1).get_by_label("Edit this message").click()
+    waiting.nth(1).locator("textarea").fill("one, better")
+    # What others do meanwhile doesn't take it away.
+    waiting.nth(2).get_by_label("Cancel this message").click()
+    expect(waiting).to_have_count(2)
+    expect(waiting.nth(1).locator("textarea")).to_have_value("one, better")
+    waiting.nth(1).get_by_role("button", name="Save message").click()
+    expect(waiting.nth(1).locator(".message-body")).to_have_text("one, better")
+    waiting.nth(0).get_by_role("button", name="Steer now").click()
+    steered = page.locator("#transcript [data-message][data-delivery=delivered]")
+    expect(steered).to_contain_text("two")
+    expect(waiting).to_have_count(1)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="come back to me").click()
+    expect_state(page, "stopped")
+
+
+def test_stop_gives_the_queued_texts_back_to_the_composer(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "fast-30tps-200", "queue"))
+    send(page, "Tell me a tale")
+    expect(page.locator("[data-role=assistant]")).to_contain_text("harbour")
+    send(page, "first wish")
+    expect(page.locator("#waiting > li")).to_have_count(1)
+    send(page, "second wish")
+    expect(page.locator("#waiting > li")).to_have_count(2)
+    page.locator("#draft").fill("half a thought")
+    page.keyboard.press("Escape")
+    expect_state(page, "stopped")
+    draft = page.locator("#draft")
+    expect(draft).to_have_value("half a thought\n\nfirst wish\n\nsecond wish")
+    expect(page.locator("#waiting > li")).to_have_count(0)
+    expect(page.locator("[data-role=assistant]")).to_contain_text("harbour")
+    expect(page.locator("#turn-1-end")).to_contain_text("Stopped")
+    expect_as_stored(page)
+
+
+def test_a_reload_in_mid_stream_goes_on_without_gap_or_repeat(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "fast-30tps-90"))
+    send(page, "Tell me a tale")
+    reply = page.locator("[data-role=assistant] .message-body")
+    expect(reply).to_contain_text("harbour")
+    for _ in range(3):
+        before = len(reply.inner_text())
+        page.reload()
+        wait_for(lambda: len(reply.inner_text()) > before, what="the reply grows")  # noqa: B023
+    expect_state(page, "done")
+    expect_as_stored(page)
+    stored = json.loads(_stored_texts(patchbay, page))
+    assert " ".join(reply.inner_text().split()) == " ".join(stored[-1].split())
+
+
+def _stored_texts(patchbay: Patchbay, page: Page) -> str:
+    chat = page.locator("[data-session]").get_attribute("data-session")
+    code = (
+        "import json; from sessions.models import Message;"
+        f"print(json.dumps([m.text for m in Message.objects.filter(chat={chat!r})]))"
+    )
+    return patchbay.manage("shell", "-v", "0", "-c", code).stdout
+
+
+def test_a_stream_that_breaks_is_taken_up_again(patchbay: Patchbay, admin: Client, page: Page):
+    """The stream is cut at every few events, and one event of each is lost on the way."""
+    page.add_init_script(
+        """const Whole = window.EventSource;
+        window.EventSource = class extends Whole {
+          addEventListener(name, handler) {
+            this.left ??= 3 + Math.floor(Math.random() * 8);
+            super.addEventListener(name, (event) => {
+              if (--this.left > 0) return handler(event);
+              if (this.left === 0 && name === "text") return; // lost
+              if (this.readyState !== Whole.CLOSED) this.onerror(new Event("error"));
+            });
+          }
+        };"""
+    )
+    page.goto(patchbay.url + new_session(admin, "markdown"))
+    send(page, "A week on the coast")
+    expect_state(page, "done")
+    expect_as_stored(page)
+
+
+def test_two_pages_show_the_same(patchbay: Patchbay, admin: Client, context: BrowserContext):
+    path = new_session(admin, "thinking-tools")
+    pages = [context.new_page() for _ in range(2)]
+    for page in pages:
+        page.goto(patchbay.url + path)
+    send(pages[0], "What time is it?")
+    for page in pages:
+        expect_state(page, "done")
+    first, second = (page.evaluate(SHOWN) for page in pages)
+    assert first == second
+    assert len(first) > 2
+    expect(pages[1].locator("details.tool")).to_have_count(1)
+    expect_as_stored(pages[1])
+
+
+def test_eight_pages_at_once_all_follow(patchbay: Patchbay, admin: Client, context: BrowserContext):
+    """More than the connections that a browser allows to one host."""
+    path = new_session(admin, "fast-30tps-90")
+    pages = [context.new_page() for _ in range(8)]
+    for page in pages:
+        page.goto(patchbay.url + path)
+        expect(page.locator("#draft")).to_be_visible()
+    send(pages[7], "Tell me a tale")
+    for page in pages:
+        expect(page.locator("[data-role=assistant]")).to_contain_text("harbour")
+    for page in pages:
+        expect_state(page, "done")
+    texts = {json.dumps(page.evaluate(SHOWN)) for page in pages}
+    assert len(texts) == 1
+
+
+def test_a_double_click_sends_once_and_a_refusal_keeps_the_text(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    path = new_session(admin, "echo")
+    page.goto(patchbay.url + path)
+    page.locator("#draft").fill("only once")
+    page.locator("#send").dblclick()
+    expect_state(page, "done")
+    expect(page.locator("#transcript [data-role=user]")).to_have_count(1)
+    # The server isn't there; then it is; then it refuses.
+    page.context.set_offline(True)
+    send(page, "not lost")
+    expect(page.locator("#draft")).to_have_value("not lost")
+    page.context.set_offline(False)
+    admin.post("/connections/steer/enable/", data={"enabled": "false"})
+    try:
+        page.locator("#draft").press("Enter")
+        expect(page.locator("#problem")).to_contain_text("paused")
+        expect(page.locator("#draft")).to_have_value("not lost")
+        expect(page.locator("#send")).to_be_disabled()
+        expect(page.locator("#reason")).to_contain_text("paused")
+    finally:
+        admin.post("/connections/steer/enable/", data={"enabled": "true"})
+
+
+def test_a_failed_turn_says_why_and_can_be_tried_again(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "err-401"))
+    send(page, "Hello")
+    expect_state(page, "failed")
+    end = page.locator("#turn-1-end")
+    expect(end).to_contain_text("The provider rejected this key.")
+    expect(end.get_by_text("Incorrect API key")).to_be_hidden()
+    end.get_by_text("The provider's own words").click()
+    expect(end.get_by_text("Incorrect API key")).to_be_visible()
+    page.locator("select[name=model]").select_option("echo")
+    expect(page.locator("select[name=model]")).to_have_value("echo")
+    end.get_by_role("button", name="Retry").click()
+    expect_state(page, "done")
+    expect(page.locator("#transcript [data-role=user]")).to_have_count(1)
+    expect(page.locator("#transcript [data-role=assistant]")).to_contain_text("Hello")
+
+
+def test_images_are_shown_before_and_after_they_are_sent(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    complaints = complaints_of(page)
+    page.goto(patchbay.url + new_session(admin, "vision"))
+    picture = _picture(40, 30)
+    page.locator("#images").set_input_files(
+        [
+            {"name": f"{name}.png", "mimeType": "image/png", "buffer": picture}
+            for name in ("one", "two")
+        ]
+    )
+    expect(page.locator("#files img")).to_have_count(2)
+    page.get_by_label("Remove this image").first.click()
+    expect(page.locator("#files img")).to_have_count(1)
+    send(page, "What is this?")
+    expect_state(page, "done")
+    expect(page.locator("[data-role=assistant]")).to_contain_text("I see 1 images")
+    expect(page.locator("#files img")).to_have_count(0)
+    shown = page.locator("#transcript .message-images img")
+    expect(shown).to_have_count(1)
+    assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") == 40
+    assert complaints == []
+
+
+def _picture(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_hostile_texts_stay_texts(patchbay: Patchbay, admin: Client, page: Page):
+    """As the person's text, the model's, and the title: no script runs, nothing leaves, the policy
+    has nothing to refuse."""
+    complaints = complaints_of(page)
+    elsewhere: list[str] = []
+    page.on(
+        "request",
+        lambda r: (
+            elsewhere.append(r.url) if not r.url.startswith((patchbay.url, "data:")) else None
+        ),
+    )
+    path = new_session(admin, "echo")
+    page.goto(patchbay.url + path)
+    # A few dozen texts a message; what is long to make readers slow has tests of its own.
+    corpus = [text for text in load_hostile() if text.strip() and len(text) < 1_500]
+    assert len(corpus) > 200
+    batches = [corpus[start : start + 40] for start in range(0, len(corpus), 40)]
+    for batch in batches:
+        answer = admin.post(f"{path}send/", data={"text": _storable("\n\n".join(batch))})
+        assert answer.status_code == 303, answer.text
+    replies = page.locator("#transcript [data-role=assistant][data-complete]")
+    expect(replies).to_have_count(len(batches), timeout=120_000)
+    _expect_harmless(page)
+    for text in corpus[:: len(corpus) // 12]:
+        assert admin.post(f"{path}rename/", data={"title": _storable(text)}).status_code == 303
+        page.reload()
+    _expect_harmless(page)
+    page.goto(f"{patchbay.url}/w/support/")
+    _expect_harmless(page)
+    assert elsewhere == []
+    assert complaints == []
+
+
+def _expect_harmless(page: Page) -> None:
+    assert page.evaluate("window.__hit") is None
+    inside = "main :is(script, iframe, object, embed, style, base, meta, link, [onerror], [style])"
+    assert page.locator(inside).count() == 0
+    assert (
+        page.locator(".message-body :is([hx-get], [hx-post], [data-hx-get], [id], img)").count()
+        == 0
+    )
+    assert page.locator("#toasts").count() == 1
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def test_a_session_works_without_javascript(patchbay: Patchbay, admin: Client, browser: Browser):
+    context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(30_000)
+    _sign_in(context, patchbay, admin)
+    page = context.new_page()
+    page.goto(f"{patchbay.url}/w/support/")
+    page.get_by_role("button", name="New session").click()
+    page.get_by_role("radio", name=re.compile("^queue")).check()
+    page.get_by_role("button", name="Use this connection").click()
+    expect(page.locator("[data-session]")).to_have_attribute("data-connection", "queue")
+    page.locator("#draft").fill("A week on the coast")
+    page.locator("#send").click()
+    # The page fetches itself until the reply is there.
+    expect_state(page, "done")
+    expect(page.locator("[data-role=assistant] table td")).to_have_count(9)
+    page.locator("#chat-title").fill("By hand")
+    page.locator("#chat-title").press("Enter")
+    expect(page).to_have_title(re.compile("^By hand"))
+    context.close()
+
+
+def test_nothing_moves_above_the_text_that_grows(patchbay: Patchbay, admin: Client, page: Page):
+    page.goto(patchbay.url + new_session(admin, "markdown"))
+    send(page, "Once")
+    expect_state(page, "done")
+    page.reload()
+    page.evaluate(
+        """() => {
+          window.__shift = 0;
+          new PerformanceObserver((list) => {
+            for (const entry of list.getEntries())
+              if (!entry.hadRecentInput) window.__shift += entry.value;
+          }).observe({ type: "layout-shift" });
+        }"""
+    )
+    send(page, "And once more")
+    expect(page.locator("#turn-2-end")).to_contain_text("tokens")
+    assert page.evaluate("window.__shift") < 0.05
+    # One who reads further up is left there.
+    page.evaluate("document.getElementById('log').scrollTop = 100")
+    expect(page.locator("#jump")).to_be_visible()
+    send_at = page.evaluate("document.getElementById('log').scrollTop")
+    admin.post(page.url.removeprefix(patchbay.url) + "send/", data={"text": "A third time"})
+    expect(page.locator("#turn-3-end")).to_contain_text("tokens")
+    assert page.evaluate("document.getElementById('log').scrollTop") == send_at
+    page.locator("#jump").click()
+    expect(page.locator("#jump")).to_be_hidden()
+
+
+def test_a_colleague_who_loses_access_is_told(
+    patchbay: Patchbay, admin: Client, browser: Browser, page: Page
+):
+    code = (
+        "from tests.builders import *; from workspaces.models import Workspace;"
+        "make_member(Workspace.objects.get(slug='support'), make_user('bob@example.com'))"
+    )
+    patchbay.manage("shell", "-c", code)
+    bob = patchbay.sign_in("bob@example.com")
+    path = new_session(admin, "echo")
+    assert bob.get(path).status_code == 404
+    admin.post(f"{path}share/", data={"shared": "true"})
+    context = browser.new_context()
+    context.set_default_timeout(30_000)
+    _sign_in(context, patchbay, bob)
+    theirs = context.new_page()
+    theirs.goto(patchbay.url + path)
+    admin.post(f"{path}send/", data={"text": "Hello, Bob"})
+    expect(theirs.locator("[data-role=assistant]")).to_contain_text("Hello, Bob")
+    admin.post(f"{path}share/", data={"shared": "false"})
+    expect(theirs.locator("#notice")).to_contain_text("no longer have access")
+    context.close()
