@@ -30,6 +30,9 @@ class Reason(enum.StrEnum):
     ACCESS_ENDED = "access_ended"
     BUDGET = "budget"
     DNS = "dns"
+    WORKER_LOST = "worker_lost"
+    TURN_TIMEOUT = "turn_timeout"
+    TOO_MANY_STEPS = "too_many_steps"
     INTERNAL = "internal"
 
 
@@ -253,6 +256,22 @@ _SENTENCES: dict[str, Sentence] = {
         _("The name of the host could not be resolved."),
         _("Check the host's spelling in the base URL."),
         _ASK_ADMIN,
+    ),
+    Reason.WORKER_LOST: Sentence(
+        _("Not begun"),
+        _("Three workers stopped before this message could be sent to the model."),
+        _("Retry; if it happens again, look at the worker's log."),
+        _("Retry; if it happens again, tell an admin."),
+    ),
+    Reason.TURN_TIMEOUT: Sentence(
+        _("Out of time"),
+        _("The reply took longer than 15 minutes and was ended; what had come is kept."),
+        _("Ask for less at once, or retry."),
+    ),
+    Reason.TOO_MANY_STEPS: Sentence(
+        _("Too many steps"),
+        _("The model went on calling tools for 25 steps and was ended there."),
+        _("Send a message to let it go on, or ask for less at once."),
     ),
     Reason.INTERNAL: Sentence(
         _("Unexpected fault"),

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from connections.tasks import record_turn_outcome
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -38,6 +37,8 @@ from connections.providers.base import (
     Turnlet,
     Usage,
 )
+from connections.sentences import Reason
+from connections.tasks import record_turn_outcome
 from sessions import tools, turns
 from sessions.bus import Writer
 from sessions.history import CannotRun, Prepared, entries_of, prepare
@@ -100,7 +101,7 @@ class Agent:
                 else:
                     await self._end(Turn.State.INTERRUPTED)
             except TimeoutError:
-                await self._end(Turn.State.FAILED, error_kind="turn_timeout")
+                await self._end(Turn.State.FAILED, error_kind=Reason.TURN_TIMEOUT.value)
             except CannotRun as refusal:
                 await self._end(Turn.State.FAILED, error_kind=refusal.reason.value)
             except ProviderError as error:
@@ -117,7 +118,7 @@ class Agent:
         except Exception:
             logger.exception("turn %s failed", self.turn.pk)
             with contextlib.suppress(turns.LeaseLost):
-                await self._end(Turn.State.FAILED, error_kind="internal")
+                await self._end(Turn.State.FAILED, error_kind=Reason.INTERNAL.value)
 
     async def _steps(self) -> None:
         prepared = await self.runtime.db(prepare, self.turn)
@@ -142,9 +143,7 @@ class Agent:
             await self._finish_step(prepared, step, reply, usage)
             if not calls:
                 return
-        raise ProviderError(
-            ErrorKind.BAD_REQUEST, f"no end after {MAX_STEPS} steps", code="too_many_steps"
-        )
+        raise CannotRun(Reason.TOO_MANY_STEPS)
 
     async def _ask(
         self, prepared: Prepared, history: list[Turnlet], reply: Reply

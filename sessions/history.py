@@ -21,7 +21,7 @@ PAGE = 50  # turns loaded at once, from the newest back
 
 
 class CannotRun(Exception):
-    """The turn's connection can't be called now."""
+    """The turn can't begin, or can't go on."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)

@@ -47,7 +47,13 @@ MAX_WAITING = 200  # messages of one session that wait
 FIRST_WORDS = 50  # characters of the first message that make the title at once
 
 # What another try can't cure: the queue stands still until a person resumes it.
-PAUSING = frozenset({ErrorKind.AUTH, ErrorKind.FORBIDDEN, ErrorKind.QUOTA, *Reason})
+PAUSING = frozenset({ErrorKind.AUTH, ErrorKind.FORBIDDEN, ErrorKind.QUOTA, *Reason}) - {
+    Reason.DNS,
+    Reason.INTERNAL,
+    Reason.WORKER_LOST,
+    Reason.TURN_TIMEOUT,
+    Reason.TOO_MANY_STEPS,
+}
 # A fault of the person, not of the connection: the messages of others go on at once.
 PASSING = frozenset({Reason.ACCESS_ENDED})
 FIRST_DELAY = 5.0  # seconds until the next queued message after a failure, doubling
@@ -82,10 +88,14 @@ class Sent:
 
 
 def _lock(chat_id: uuid.UUID) -> ChatSession:
-    """The session's row, locked until the transaction's end. Call inside `atomic()`."""
+    """The session's row, locked until the transaction's end. Call inside `atomic()`.
+
+    Its connection isn't joined: who waited for the lock would get the row of before, since only
+    what is locked is read again.
+    """
     return (
         ChatSession.objects.select_for_update(of=("self",))
-        .select_related("workspace", "connection")
+        .select_related("workspace")
         .get(pk=chat_id)
     )
 
@@ -208,12 +218,7 @@ def _send(
     text = clean_text(text)
     if not text.strip() and not images:
         raise Refused("empty", _("Write a message first."))
-    if len(text) > MAX_TEXT:
-        raise Refused(
-            "too_large",
-            _("This message has %(count)s characters; %(most)s is the most one can have.")
-            % {"count": len(text), "most": MAX_TEXT},
-        )
+    _check_length(text)
     connection = _lock_connection(chat, author)
     if images and not capabilities(connection, chat.model).supports_images:
         raise Refused(
@@ -310,6 +315,15 @@ def clean_text(text: str) -> str:
     """NUL and lone surrogates can't be stored; CRLF of a form becomes a newline."""
     text = text.replace("\r\n", "\n").replace("\x00", "\ufffd")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise Refused(
+            "too_large",
+            _("This message has %(count)s characters; %(most)s is the most one can have.")
+            % {"count": len(text), "most": MAX_TEXT},
+        )
 
 
 def first_words(text: str) -> str:
@@ -448,8 +462,9 @@ def edit_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, text: str) -> Messag
     chat = _lock(chat_id)
     message = _waiting_message(chat, message_id)
     text = clean_text(text)
-    if not text.strip() or len(text) > MAX_TEXT:
+    if not text.strip():
         raise Refused("empty", _("Write a message first, or cancel this one."))
+    _check_length(text)
     message.text, message.parts = text, [{"t": "text", "text": text}]
     message.save(update_fields=["text", "parts"])
     _changed(chat)
@@ -523,17 +538,14 @@ def without_access(tokens: Sequence[uuid.UUID]) -> set[uuid.UUID]:
     return set(_without_access(running).values_list("lease_token", flat=True))
 
 
-def _refuse_without_access(turn_id: uuid.UUID) -> bool:
-    """Ends a pending turn whose person may no longer send; True when it did."""
+def _refuse_without_access(chat: ChatSession, turn_id: uuid.UUID) -> bool:
+    """Ends a pending turn whose person may no longer send; True when it did. Under the lock."""
     pending = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING)
     turn = _without_access(pending).first()
     if turn is None:
         return False
-    chat = _lock(turn.chat_id)
-    turn = pending.first()
-    if turn is not None:
-        turn.error_kind = Reason.ACCESS_ENDED
-        _end(chat, turn, Turn.State.FAILED)
+    turn.error_kind = Reason.ACCESS_ENDED
+    _end(chat, turn, Turn.State.FAILED)
     return True
 
 
@@ -543,12 +555,18 @@ def claim(turn_id: uuid.UUID) -> Turn | None:
     its person may no longer send: then it ends here.
 
     A compare-and-set on the state: the same task delivered twice, at the same moment or hours
-    later, gives one claim. Writes the audit row for the use of the connection's secret.
+    later, gives one claim. Writes the audit row for the use of the connection's secret. Locks the
+    session.
     """
-    if _refuse_without_access(turn_id):
+    pending = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING)
+    chat_id = pending.values_list("chat_id", flat=True).first()
+    if chat_id is None:
+        return None
+    chat = _lock(chat_id)
+    if _refuse_without_access(chat, turn_id):
         return None
     now, token = timezone.now(), uuid.uuid4()
-    took = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING, claims__lt=MAX_CLAIMS).update(
+    took = pending.filter(claims__lt=MAX_CLAIMS).update(
         state=Turn.State.RUNNING,
         lease_token=token,
         lease_until=now + LEASE,
@@ -560,7 +578,7 @@ def claim(turn_id: uuid.UUID) -> Turn | None:
     turn = Turn.objects.select_related(
         "chat", "chat__workspace", "chat__owner", "chat__connection", "started_by"
     ).get(pk=turn_id)
-    chat, connection = turn.chat, turn.chat.connection
+    connection = turn.chat.connection
     if connection is not None:
         audit.record(
             turn.started_by or "worker",
@@ -571,15 +589,8 @@ def claim(turn_id: uuid.UUID) -> Turn | None:
             turn=turn.number,
             host=connection.origin or connection.provider_type,
         )
-    _bump(chat.pk)
+    _changed(chat)
     return turn
-
-
-def _bump(chat_id: uuid.UUID) -> None:
-    """Counts a change without the session's lock, and tells open pages."""
-    ChatSession.objects.filter(pk=chat_id).update(version=F("version") + 1)
-    version = ChatSession.objects.values_list("version", flat=True).get(pk=chat_id)
-    transaction.on_commit(lambda: bus.publisher.publish(chat_id, "changed", {"v": version}))
 
 
 def _held(turn_id: uuid.UUID, token: uuid.UUID) -> Any:
@@ -686,7 +697,8 @@ def end(
     """Ends a turn, keeps the partial reply, and decides how the queue goes on. Raises `LeaseLost`.
     Locks the session."""
     chat = _lock(turn.chat_id)
-    mine = _held(turn.pk, token).first()
+    # Locked before the reply: a `finish_step` whose caller was cancelled takes them in this order.
+    mine = _held(turn.pk, token).select_for_update(of=("self",)).first()
     if mine is None:
         raise LeaseLost
     if reply is not None:
@@ -694,7 +706,9 @@ def end(
         Message.objects.filter(pk=message_id).update(text=text, parts=parts)
     mine.cost = cost
     if state == Turn.State.INTERRUPTED and not mine.request_sent:
-        # Nothing had left for the provider: another worker takes it.
+        # Nothing had left for the provider: another worker takes it. This one ends in good order,
+        # which says nothing against the message: the claim doesn't count.
+        mine.claims -= 1
         _put_back(chat, mine)
         return
     mine.error_kind, mine.error_detail = error_kind, error_detail[:600]
@@ -823,7 +837,7 @@ def _give_up_lease(turn_id: uuid.UUID) -> None:
     elif turn.request_sent:
         _end(chat, turn, Turn.State.INTERRUPTED)
     elif turn.claims >= MAX_CLAIMS:
-        turn.error_kind = "worker_lost"
+        turn.error_kind = Reason.WORKER_LOST
         _end(chat, turn, Turn.State.FAILED)
     else:
         _put_back(chat, turn)
@@ -831,6 +845,6 @@ def _give_up_lease(turn_id: uuid.UUID) -> None:
 
 def _put_back(chat: ChatSession, turn: Turn) -> None:
     turn.state, turn.lease_token, turn.lease_until = Turn.State.PENDING, None, None
-    turn.save(update_fields=["state", "lease_token", "lease_until"])
+    turn.save(update_fields=["state", "lease_token", "lease_until", "claims"])
     _changed(chat)
     _ring(turn)

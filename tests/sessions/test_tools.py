@@ -10,7 +10,8 @@ from sessions import tools
 
 
 def test_a_page_is_read_as_lines_under_its_title():
-    page = "<title>Prices &amp; plans</title><p>One  \t two</p>\n\n\n<p>three</p><script>x()</script>"
+    page = "<title>Prices &amp; plans</title><p>One  \t two</p>\n\n\n<p>three</p>"
+    page += "<script>x()</script>"
     assert tools.readable_text(page) == "Prices & plans\n\nPrices & plans\nOne two\n\nthree"
 
 
@@ -19,7 +20,9 @@ def test_a_page_without_the_end_of_its_head_is_read():
     assert tools.readable_text(page) == "Read me\n1 < 2"
 
 
-@pytest.mark.parametrize("piece", ["\u00a0", "<title", "\n \u2003", "<!--", "<svg>", "</", "&amp", "<script></script"])
+@pytest.mark.parametrize(
+    "piece", ["\u00a0", "<title", "\n \u2003", "<!--", "<svg>", "</", "&amp", "<script></script"]
+)
 def test_a_hostile_page_costs_no_more_than_its_length(piece):
     started = time.process_time()
     tools.readable_text(piece * (400_000 // len(piece)))

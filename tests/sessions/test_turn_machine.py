@@ -208,6 +208,28 @@ def test_a_lease_lost_before_the_request_is_claimed_again_three_times(chat, bob)
     assert (turn.state, turn.error_kind) == (Turn.State.FAILED, "worker_lost")
 
 
+def test_a_turn_put_back_by_workers_that_end_in_good_order_is_claimed_again_and_again(chat, bob):
+    turn = turns.send(chat.pk, bob, "hello").turn
+    for _ in range(5):
+        claimed = turns.claim(turn.pk)
+        assert claimed is not None
+        turns.end(claimed, claimed.lease_token, Turn.State.INTERRUPTED)
+    turn.refresh_from_db()
+    assert (turn.state, turn.claims) == (Turn.State.PENDING, 0)
+
+
+def test_a_claim_and_a_stop_at_the_same_moment_both_go_through(workspace, bob, connection):
+    """Both want the session and the turn: in two orders they would wait for each other."""
+    for _ in range(5):
+        chat = ChatSession.objects.create(workspace=workspace, owner=bob)
+        turn = turns.send(chat.pk, bob, "hello").turn
+        acts = [lambda pk=turn.pk: turns.claim(pk), lambda pk=chat.pk: turns.stop(pk)]
+        results = together(8, lambda number, acts=acts: acts[number % 2]())
+        assert not [result for result in results if isinstance(result, Exception)], results
+        turn.refresh_from_db()
+        assert turn.state == Turn.State.STOPPED or turn.stop_requested_at is not None
+
+
 def test_an_interrupted_turn_keeps_its_text_and_the_queue_goes_on(chat, bob, connection):
     Connection.objects.filter(pk=connection.pk).update(mid_stream_behavior="queue")
     turn = running(chat, bob)
@@ -351,18 +373,19 @@ def test_a_failure_that_another_try_cannot_cure_pauses_the_queue(chat, queue, ki
     assert Turn.objects.get(chat=chat, state__in=Turn.ACTIVE).number == 2
 
 
-def test_after_another_failure_the_next_waits_and_three_in_a_row_pause(chat, queue):
+@pytest.mark.parametrize("kind", ["server", "timeout", "internal", "turn_timeout", "worker_lost"])
+def test_after_another_failure_the_next_waits_and_three_in_a_row_pause(chat, queue, kind):
     for expected in (5, 10):
-        end_running(chat, Turn.State.FAILED, error_kind="server")
+        end_running(chat, Turn.State.FAILED, error_kind=kind)
         chat.refresh_from_db()
         wait = (chat.queue_not_before - timezone.now()).total_seconds()
         assert expected - 2 < wait <= expected
         assert not Turn.objects.filter(chat=chat, state__in=Turn.ACTIVE).exists()
         ChatSession.objects.filter(pk=chat.pk).update(queue_not_before=timezone.now())
         turns.sweep()
-    end_running(chat, Turn.State.FAILED, error_kind="server")
+    end_running(chat, Turn.State.FAILED, error_kind=kind)
     chat.refresh_from_db()
-    assert chat.queue_paused == "server"
+    assert chat.queue_paused == kind
 
 
 def test_retry_after_sets_the_wait(chat, queue):
