@@ -248,24 +248,57 @@ def _stored_texts(patchbay: Patchbay, page: Page) -> str:
     return patchbay.manage("shell", "-v", "0", "-c", code).stdout
 
 
-def test_a_stream_that_breaks_is_taken_up_again(patchbay: Patchbay, admin: Client, page: Page):
-    """The stream is cut at every few events, and one event of each is lost on the way."""
+# Every text that the growing reply has shown, frame by frame.
+WATCH = """() => {
+  window.__seen = [];
+  const look = () => {
+    const reply = document.querySelector("[data-role=assistant] .message-body");
+    const text = reply?.textContent.replace(/\\s+/g, " ").trim();
+    if (text && text !== window.__seen.at(-1)) window.__seen.push(text);
+    requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
+def test_a_growing_reply_shows_the_beginning_of_what_it_will_be(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "fast-30tps-90"))
+    page.evaluate(WATCH)
+    send(page, "Tell me a tale")
+    expect_state(page, "done")
+    seen = page.evaluate("window.__seen")
+    assert len(seen) > 20
+    assert [text for text in seen if not seen[-1].startswith(text)] == []
+    assert seen == sorted(seen, key=len), "no text goes backwards"
+
+
+def test_a_stream_that_breaks_and_loses_events_is_taken_up_again(
+    patchbay: Patchbay, admin: Client, page: Page
+):
     page.add_init_script(
         """const Whole = window.EventSource;
+        window.__breaks = 0;
         window.EventSource = class extends Whole {
+          left = 3 + Math.floor(Math.random() * 8);
           addEventListener(name, handler) {
-            this.left ??= 3 + Math.floor(Math.random() * 8);
             super.addEventListener(name, (event) => {
-              if (--this.left > 0) return handler(event);
-              if (this.left === 0 && name === "text") return; // lost
+              if (name !== "text" || --this.left > 1) return handler(event);
+              if (this.left === 1) return void (window.__breaks += 1); // lost on the way
+              handler(event);
               if (this.readyState !== Whole.CLOSED) this.onerror(new Event("error"));
             });
           }
         };"""
     )
-    page.goto(patchbay.url + new_session(admin, "markdown"))
-    send(page, "A week on the coast")
+    page.goto(patchbay.url + new_session(admin, "fast-30tps-200"))
+    page.evaluate(WATCH)
+    send(page, "Tell me a tale")
     expect_state(page, "done")
+    assert page.evaluate("window.__breaks") > 1
+    seen = page.evaluate("window.__seen")
+    assert [text for text in seen if not seen[-1].startswith(text)] == []
     expect_as_stored(page)
 
 
