@@ -33,10 +33,12 @@ SWEEP = 3.0
 
 
 class Crew:
-    """The turns that this process runs, and the threads that keep them."""
+    """The turns that this process runs, and the threads that keep them. With `sweeps` off it runs
+    what it is told to, and looks for nothing else: for commands."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, *, sweeps: bool = True) -> None:
         self.runtime = runtime
+        self._sweeps = sweeps
         self.live: dict[uuid.UUID, Live] = {}  # by lease token
         self._writer: Writer | None = None
         self._draining = False
@@ -80,6 +82,8 @@ class Crew:
 
     async def _run(self, live: Live) -> None:
         live.task = asyncio.current_task()
+        if live.why and live.task is not None:  # cancelled between the claim and here
+            live.task.cancel()
         try:
             await Agent(live, self.runtime, self.writer).run()
         finally:
@@ -99,11 +103,14 @@ class Crew:
             started = time.monotonic()
             try:
                 await self._checkpoint()
-                if not self._draining and started - swept >= SWEEP:
+                if self._sweeps and not self._draining and started - swept >= SWEEP:
                     swept = started
                     await self._sweep()
             except DatabaseError as error:
                 logger.warning("the database doesn't answer (%s)", type(error).__name__)
+            except Exception as error:
+                # Without its chores a worker would answer nothing that the doorbell missed.
+                logger.error("a chore failed: %s", type(error).__name__, exc_info=True)
             await asyncio.sleep(max(0.05, CHECKPOINT - (time.monotonic() - started)))
 
     async def _checkpoint(self) -> None:
@@ -117,14 +124,23 @@ class Crew:
             parts = reply.snapshot()
             rows.append((live, message_id, parts, cursor))
             reply.render_open()
-        if rows:
-            for live in await self.runtime.db(_save_all, rows):
-                live.cancel("lost")
+        if not rows:
+            return
+        try:
+            lost = await self.runtime.db(_save_all, rows)
+        except DatabaseError:
+            for live, *_ in rows:
+                if live.reply is not None:
+                    live.reply.changed = True
+            raise
+        for live in lost:
+            live.cancel("lost")
 
     async def _sweep(self) -> None:
         for turn_id in await self.runtime.db(turns.sweep):
-            if not self.has_room or not await self.runtime.db(self.take, turn_id):
-                continue
+            if not self.has_room:
+                return
+            await self.runtime.db(self.take, turn_id)
 
     # -- the heartbeat's thread ------------------------------------------------------------------
 
@@ -148,6 +164,9 @@ class Crew:
                 logger.warning("heartbeat: no database (%s)", type(error).__name__)
                 with contextlib.suppress(DatabaseError):
                     connection.close()
+            except Exception as error:
+                # A heart that stops costs every turn of this process its lease.
+                logger.error("heartbeat: %s", type(error).__name__, exc_info=True)
         close_old_connections()
         connection.close()
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from connections.models import Connection
 from sessions import turns
+from sessions.agent import Live
 from sessions.history import prepare
 from sessions.images import check_images
 from sessions.models import ChatSession, Message, Turn
@@ -295,3 +296,28 @@ def test_a_growing_reply_ends_as_the_stored_one_is_drawn(size):
     parts = reply.finish()
     stored = blocks_of(Message(parts=parts, is_complete=True))
     assert [page.html[block.index] for block in stored] == [block.html for block in stored]
+
+
+def test_a_worker_goes_on_after_a_fault_in_its_chores(crew, monkeypatch):
+    swept: list[int] = []
+
+    def sweep() -> list[object]:
+        swept.append(1)
+        if len(swept) == 1:
+            raise RuntimeError
+        return []
+
+    monkeypatch.setattr(turns, "sweep", sweep)
+    crew.start()
+    until(lambda: len(swept) > 1)
+
+
+def test_a_stop_between_the_claim_and_the_start_is_heard(ask, crew, bob, fakes):
+    chat = ask("echo")
+    turn = turns.claim(turns.send(chat.pk, bob, "never said", ring=False).turn.pk)
+    live = Live(turn, turn.lease_token)
+    live.cancel("stop")
+    crew.live[live.token] = live
+    crew.runtime.submit(crew._run(live)).result(15)
+    assert ended(turn).state == Turn.State.STOPPED
+    assert not fakes.requests()

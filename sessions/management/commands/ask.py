@@ -13,7 +13,7 @@ from connections.models import Connection
 from connections.sentences import sentence
 from sessions import turns
 from sessions.models import ChatSession, Message, Turn
-from sessions.worker import get_crew
+from sessions.worker import Crew
 from workspaces import audit
 from workspaces.models import User, Workspace
 from workspaces.permissions import role_in
@@ -40,10 +40,12 @@ class Command(BaseCommand):
             sent = turns.send(chat.pk, user, options["text"], ring=False)
         except turns.Refused as refusal:
             raise CommandError(refusal.sentence) from None
+        # Runs this turn and takes nobody else's: the process ends with it.
+        crew = Crew(get_runtime(), sweeps=False)
         try:
-            message = self._answered(sent.message)
+            message = self._answered(sent.message, crew)
         finally:
-            get_crew().close(5)
+            crew.close(5)
             get_runtime().stop(5)
         turn = message.turn
         assert turn is not None
@@ -53,20 +55,25 @@ class Command(BaseCommand):
         replies = turn.messages.filter(role=Message.Role.ASSISTANT).order_by("step")
         self.stdout.write("\n\n".join(reply.text for reply in replies if reply.text))
 
-    def _answered(self, message: Message) -> Message:
-        """Waits for the turn of the message: run here, or by a worker that was quicker."""
+    def _answered(self, message: Message, crew: Crew) -> Message:
+        """Waits for the turn of the message: run here, or by a worker that was quicker. One that
+        waits behind others waits with them, unless their queue stands still."""
         while True:
             message.refresh_from_db()
             if message.delivery == Message.Delivery.CANCELLED:
                 raise CommandError("The message was cancelled.")
-            turn = message.turn
-            if turn is not None:
-                turn.refresh_from_db()
-                if not turn.is_active:
-                    return message
-                if turn.state == Turn.State.PENDING:
-                    get_crew().take(turn.pk)
-            time.sleep(0.05)
+            if message.turn is None:
+                message.chat.refresh_from_db()
+                if message.chat.queue_paused:
+                    why = sentence(message.chat.queue_paused)
+                    raise CommandError(f"The session's queue is paused: {why.text}")
+                turns.sweep()
+            elif not message.turn.is_active:
+                return message
+            pending = Turn.objects.filter(chat=message.chat, state=Turn.State.PENDING).first()
+            if pending is not None:
+                crew.take(pending.pk)
+            time.sleep(0.05 if message.turn else 1)
 
     def _user(self, email: str | None, workspace: Workspace) -> User:
         people = User.objects.filter(is_active=True)
