@@ -336,7 +336,8 @@ def delete(actor: Actor, connection: Connection) -> Deleted:
         row.next_check_at = None
         _unchecked(row)
         row.save()
-        row.secrets.all().delete()
+        for secret in row.secrets.all():
+            _destroy(actor, row, secret)
         row.workspace_rows.all().delete()
         cleared = [link.workspace.name for link in links if link.is_default]
         record(
@@ -385,7 +386,7 @@ def set_workspace_default(
     """The workspace's default, None for none. It must have access already. Takes the locks of the
     workspace's rows."""
     with transaction.atomic():
-        Workspace.objects.select_for_update().get(pk=workspace.pk)
+        _lock_workspace(workspace)
         rows = {
             row.connection_id: row
             for row in WorkspaceConnection.objects.filter(workspace=workspace).select_related(
@@ -425,7 +426,7 @@ def set_allowed_models(
     """The models of a connection that a workspace uses, None for every one. It must have access
     already. Takes the lock of the workspace's rows."""
     with transaction.atomic():
-        Workspace.objects.select_for_update().get(pk=workspace.pk)
+        _lock_workspace(workspace)
         row = _locked(connection)
         link = WorkspaceConnection.objects.filter(workspace=workspace, connection=row).first()
         if row.access == AccessMode.CHOSEN and link is None:
@@ -509,6 +510,12 @@ def _locked(connection: Connection) -> Connection:
     if row is None:
         raise ValidationError(_("This connection was deleted."))
     return row
+
+
+def _lock_workspace(workspace: Workspace) -> None:
+    """Without its key: a row that refers to the workspace, written under a connection's lock, isn't
+    held up, else the two could wait for each other."""
+    Workspace.objects.select_for_update(no_key=True).get(pk=workspace.pk)
 
 
 def _lock_list() -> dict[uuid.UUID, Connection]:
