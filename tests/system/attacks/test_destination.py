@@ -14,11 +14,6 @@ KEY = "sk-fake-good-destination-4c1f"
 
 
 @pytest.fixture(scope="module")
-def people(attacked):
-    return attacked.add_people()
-
-
-@pytest.fixture(scope="module")
 def slug(attacked, fakes):
     """A connection with a key and a header, both entered for the fake provider."""
     attacked.add("bound", fakes.openai, KEY, extra_headers="X-Team: header-destination-77a0")
