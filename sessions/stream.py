@@ -27,7 +27,7 @@ from django.db import DatabaseError, close_old_connections, connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_GET
 
 from sessions import bus
 from sessions.access import Watch, readable_chat, watch
@@ -128,6 +128,7 @@ class Reader:
         self._viewers: dict[str, set[Viewer]] = {}
         self._positions: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
+        self.is_well = True  # Redis answered when it was last asked
 
     async def watch(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
         """Joins a viewer: what its cursor misses is in its queue when this returns, the rest
@@ -158,17 +159,17 @@ class Reader:
                 self._positions.pop(key, None)
 
     async def _run(self) -> None:
-        control, well = "0-0", True
+        control = "0-0"
         while self._viewers:
             try:
                 answer = await self._client.xread(
                     {self._control: control, **self._positions}, block=10_000, count=500
                 )
-                well = True
+                self.is_well = True
             except (redis.RedisError, OSError) as error:
-                if well:
+                if self.is_well:
                     logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
-                well = False
+                self.is_well = False
                 await asyncio.sleep(1)
                 continue
             for raw_key, found in answer.items() if isinstance(answer, dict) else answer:
@@ -214,7 +215,7 @@ def _checked(user_id: uuid.UUID, chat_id: uuid.UUID) -> Watch | None:
         connections.close_all()
 
 
-@require_safe
+@require_GET
 async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponseBase:
     """A session's events from `Last-Event-ID`, else `?after=`; `?v=` is the version the page has.
     404 before any byte for whom the session doesn't exist."""
@@ -255,7 +256,8 @@ async def _follow(user_id: uuid.UUID, chat_id: uuid.UUID, viewer: Viewer) -> Asy
                 with contextlib.suppress(redis.RedisError, OSError):
                     await reader.watch(chat_id, viewer)
                     joined = True
-            every = (CHECK_EVERY if joined else DEGRADED_EVERY) if not behind else 1.0
+            hears = joined and reader.is_well
+            every = (CHECK_EVERY if hears else DEGRADED_EVERY) if not behind else 1.0
             if now - checked >= every:
                 checked = now
                 with contextlib.suppress(DatabaseError):
@@ -265,7 +267,7 @@ async def _follow(user_id: uuid.UUID, chat_id: uuid.UUID, viewer: Viewer) -> Asy
                         return
                     # A change that was committed a moment ago may be on its way still: two looks.
                     behind = behind + 1 if found.version > viewer.version else 0
-                    if behind > 1 or (not joined and (behind or found.is_active)):
+                    if behind > 1 or (not hears and (behind or found.is_active)):
                         viewer.version, behind = found.version, 0
                         yield REFRESH
             try:
