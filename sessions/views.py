@@ -9,7 +9,7 @@ from typing import Any
 from django.core.paginator import Paginator
 from django.db import transaction
 from django.db.models import Exists, OuterRef
-from django.http import FileResponse, Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_POST, require_safe
 
@@ -295,14 +295,19 @@ def _on_waiting(request: HttpRequest, workspace: str, chat_id: uuid.UUID, act: A
 def attachment_file(
     request: HttpRequest, workspace: str, chat_id: uuid.UUID, attachment_id: uuid.UUID
 ) -> HttpResponse:
-    """An image of a session: only for those who may read the session, never as a page."""
+    """An image of a session: only for those who may read the session, never as a page.
+
+    Read whole (5 MB at most): on ASGI Django would do so with any file, and warn.
+    """
     chat = readable_chat(request, workspace, chat_id)
     attachment = get_object_or_404(Attachment, pk=attachment_id, message__chat=chat)
-    response = FileResponse(
-        attachment.file.open("rb"),
-        content_type=attachment.media_type,
-        filename=f"{attachment.pk}{attachment.SUFFIX[attachment.media_type]}",
-    )
+    try:
+        with attachment.file.open("rb") as file:
+            response = HttpResponse(file.read(), content_type=attachment.media_type)
+    except OSError:
+        raise Http404 from None
+    name = f"{attachment.pk}{attachment.SUFFIX[attachment.media_type]}"
+    response.headers["Content-Disposition"] = f'inline; filename="{name}"'
     response.headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
     response.headers["Cache-Control"] = "private, max-age=3600"
     return response
