@@ -43,7 +43,7 @@ class _Both:
 
 
 class RequestLimits(_Both):
-    """Refuses what no page here means: NUL in an address, a body in a compressed form."""
+    """Refuses what no page here means: NUL in an address."""
 
     def before(self, request: HttpRequest) -> HttpResponseBase | None:
         if "\x00" in request.path_info or "\x00" in request.META.get("QUERY_STRING", ""):
