@@ -270,6 +270,11 @@ def error(context: Context) -> Iterator[Step]:
     yield  # a generator, as all behaviours are
 
 
+def error_echo(context: Context) -> Iterator[Step]:
+    raise Refusal("bad_request", context.asked.last_user)
+    yield
+
+
 ERRORS = {
     "401": ("auth", "Incorrect API key provided."),
     "403": ("forbidden", "Your key may not use this model."),
@@ -433,6 +438,7 @@ MODELS = tuple(
             for name in ERRORS
             if name != "429"
         ),
+        ("err-echo", "err-echo", "an error 400 in the last user text's words", error_echo),
         (
             "err-429",
             r"err-429(?:-after-(?P<seconds>\d+))?",
