@@ -90,6 +90,8 @@ def test_without_its_row_nothing_happens(attacked, fakes):
     session = attacked.send("unaudited", "before")
     assert attacked.wait_for_turn(session)["state"] == "done"
     attacked.add("unaudited-too", fakes.openai, KEYS[0])
+    used = "SELECT 1 FROM connections_connection WHERE slug = 'unaudited' AND last_used_at NOTNULL"
+    wait_for(lambda: attacked.rows(used), what="the worker has told of the turn")
     fakes.reset()
     before = state(attacked)
     fresh = {**FORM, "name": "fresh", "base_url": fakes.openai, "api_key": KEYS[1]}
