@@ -188,7 +188,7 @@ for (const name of ["htmx:responseError", "htmx:sendError", "htmx:timeout"])
   root.addEventListener(name, (event) => event.detail.elt === root && event.stopPropagation());
 
 document.addEventListener("htmx:configRequest", ({ detail }) => {
-  if (root.contains(detail.elt)) detail.parameters.since ??= lastTurn();
+  if (root.contains(detail.elt) && detail.verb === "post") detail.parameters.since = lastTurn();
 });
 
 // A turn that is new here gets its place before htmx looks for it.
@@ -218,8 +218,18 @@ root.addEventListener("htmx:oobBeforeSwap", ({ detail, target }) => {
     takeState(fresh.dataset);
   } else if (plain(target) === plain(fresh) || isBeingEdited(target)) {
     detail.shouldSwap = false;
+  } else {
+    keepFocus(target);
   }
 });
+
+// The swap comes right after: what has the focus by its name gets it again.
+function keepFocus({ id }) {
+  const focused = document.activeElement;
+  if (!focused.name || !focused.closest(`#${id}`)) return;
+  const same = `#${id} [name="${focused.name}"]${focused.type === "radio" ? ":checked" : ""}`;
+  queueMicrotask(() => document.querySelector(same)?.focus({ preventScroll: true }));
+}
 
 const isBeingEdited = (element) => element.contains(document.activeElement) && document.activeElement.matches("input:not([type=radio])");
 

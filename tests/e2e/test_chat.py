@@ -127,8 +127,9 @@ def test_the_first_message_locks_the_session_and_the_reply_streams(
     expect(root).to_have_attribute("data-locked", "false")
     page.get_by_role("radio", name=re.compile("^queue")).check()
     expect(root).to_have_attribute("data-connection", "queue")
-    page.get_by_role("radio", name=re.compile("^steer")).check()
+    page.keyboard.press("ArrowUp")
     expect(root).to_have_attribute("data-connection", "steer")
+    expect(page.get_by_role("radio", name=re.compile("^steer"))).to_be_focused()
     send(page, "A week on the coast")
     expect(root).to_have_attribute("data-locked", "true")
     expect(page.locator("#welcome .capability")).to_have_count(0)
@@ -153,7 +154,7 @@ def test_a_message_is_steered_in_and_another_is_queued(
     page.goto(patchbay.url + new_session(admin, "tools-3-1s"))
     send(page, "Look at the clock")
     page.locator("[data-kind=tool]").first.wait_for()
-    expect(page.locator("#composer-hint")).to_have_text("Will be steered into the running reply")
+    expect(page.get_by_text("Will be steered into the running reply")).to_be_visible()
     send(page, "In UTC")
     steered = page.locator("#transcript [data-message][data-delivery=delivered]")
     expect(steered).to_contain_text("In UTC")
@@ -342,18 +343,24 @@ def test_a_double_click_sends_once_and_a_refusal_keeps_the_text(
     page.locator("#send").dblclick()
     expect_state(page, "done")
     expect(page.locator("#transcript [data-role=user]")).to_have_count(1)
-    # The server isn't there; then it is; then it refuses.
+    draft = page.locator("#draft")
+    # Nobody answers; then the message is refused; then the connection is paused.
     page.context.set_offline(True)
     send(page, "not lost")
-    expect(page.locator("#draft")).to_have_value("not lost")
+    expect(page.locator("#toasts")).to_contain_text("No answer from the server.")
+    expect(draft).to_have_value("not lost")
     page.context.set_offline(False)
+    draft.evaluate("draft => (draft.value = 'x'.repeat(200_001))")
+    draft.press("Enter")
+    expect(page.locator("#problem")).to_contain_text("200001 characters")
+    assert draft.evaluate("draft => draft.value.length") == 200_001
+    draft.fill("not lost")
     admin.post("/connections/steer/enable/", data={"enabled": "false"})
     try:
-        page.locator("#draft").press("Enter")
-        expect(page.locator("#problem")).to_contain_text("paused")
-        expect(page.locator("#draft")).to_have_value("not lost")
-        expect(page.locator("#send")).to_be_disabled()
+        draft.press("Enter")
         expect(page.locator("#reason")).to_contain_text("paused")
+        expect(page.locator("#send")).to_be_disabled()
+        expect(draft).to_have_value("not lost")
     finally:
         admin.post("/connections/steer/enable/", data={"enabled": "true"})
 
@@ -527,3 +534,34 @@ def test_a_colleague_who_loses_access_is_told(
     admin.post(f"{path}share/", data={"shared": "false"})
     expect(theirs.locator("#notice")).to_contain_text("no longer have access")
     context.close()
+
+
+def test_older_turns_come_above_and_the_place_stays(patchbay: Patchbay, admin: Client, page: Page):
+    path = new_session(admin, "echo")
+    chat = path.rstrip("/").rpartition("/")[2]
+    code = (
+        "from sessions import turns; from sessions.models import *\n"
+        "from workspaces.models import User\n"
+        f"chat, alice = ChatSession.objects.get(pk={chat!r}), User.objects.get(is_superuser=True)\n"
+        "for number in range(1, 41):\n"
+        "    turn = turns.send(chat.pk, alice, f'Question {number}', ring=False).turn\n"
+        "    Turn.objects.filter(pk=turn.pk).update(state='done', left_out_before=35)"
+    )
+    patchbay.manage("shell", "-c", code)
+    page.goto(patchbay.url + path)
+    expect(page.locator("#transcript > [data-turn]")).to_have_count(30)
+    expect(page.locator("#turn-35 > .seam")).to_be_visible()
+    link = page.get_by_role("link", name="Show older turns")
+    link.scroll_into_view_if_needed()
+    first = page.locator("#turn-11")
+    before = first.bounding_box()
+    link.click()
+    expect(page.locator("#transcript > [data-turn]")).to_have_count(40)
+    expect(link).to_have_count(0)
+    after = first.bounding_box()
+    assert before and after
+    assert abs(before["y"] - after["y"]) < 60  # the link itself is gone
+    numbers = page.locator("#transcript > [data-turn]").evaluate_all(
+        "turns => turns.map((turn) => Number(turn.dataset.turn))"
+    )
+    assert numbers == list(range(1, 41))
