@@ -1,6 +1,7 @@
 """Settings of the test suite: the product's own, with fixed keys and fast password hashes.
 
-Each process has a data directory of its own, removed when it ends.
+Of the environment only DATABASE_URL counts: a person's own settings, and data, stay out of it. Each
+process of the suite has a data directory of its own, which its own children share.
 """
 
 import atexit
@@ -8,14 +9,23 @@ import os
 import shutil
 import tempfile
 
-if "PATCHBAY_DATA_DIR" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
+_process = os.environ.get("PYTEST_XDIST_WORKER", "main")
+if os.environ.get("PATCHBAY_TEST_PROCESS") != _process:
+    for _name in list(os.environ):
+        _plain = _name.removesuffix("_FILE")
+        if _plain in {"REDIS_URL", "EMAIL_URL", "PORT"} or (
+            _plain.startswith("PATCHBAY_") and _plain != "PATCHBAY_CHROMIUM"
+        ):
+            del os.environ[_name]
+    os.environ["PATCHBAY_TEST_PROCESS"] = _process
     os.environ["PATCHBAY_DATA_DIR"] = tempfile.mkdtemp(prefix="patchbay-test-")
+    os.environ["SECRET_KEY"] = "test-only-" + "k" * 50
+    os.environ["PATCHBAY_SECRET_KEYS"] = "OBb4uf-HaK38PvijYXtXumLWbQsmG1uz5XtPcKp3PkM"
+    # In a worker of pytest-xdist nothing runs at exit: tests/conftest.py does it too.
     atexit.register(shutil.rmtree, os.environ["PATCHBAY_DATA_DIR"], ignore_errors=True)
-os.environ.setdefault("SECRET_KEY", "test-only-" + "k" * 50)
-os.environ.setdefault("PATCHBAY_SECRET_KEYS", "OBb4uf-HaK38PvijYXtXumLWbQsmG1uz5XtPcKp3PkM")
 
-from config.settings import *  # noqa: F403
-from config.settings import DATA_DIR, DATABASES, STORAGES
+from config.settings import *  # noqa: E402, F403
+from config.settings import DATA_DIR, DATABASES, STORAGES  # noqa: E402
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 # Templates name static files without the manifest that `collectstatic` writes.
