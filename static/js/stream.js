@@ -146,6 +146,7 @@ function startAgain() {
 const lastTurn = () => transcript.querySelector(":scope > [data-turn]:last-child")?.dataset.turn ?? "0";
 
 async function refetch() {
+  if (hasEnded) return;
   if (fetching) return void (again = true);
   fetching = true;
   again = took = false;
@@ -375,6 +376,7 @@ function close() {
 function end() {
   hasEnded = true;
   close();
+  clearInterval(isResting);
   notice.replaceChildren(document.getElementById("chat-closed").content.cloneNode(true));
   for (const button of document.querySelectorAll("#composer button")) button.disabled = true;
 }
