@@ -68,9 +68,10 @@ def cluster() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="patchbay-postgres-"))
     try:
         if account and TOOLS in binaries.parents:
-            # The other account may not reach into a checkout that belongs to root.
-            shutil.copytree(binaries.parent, folder / "server", symlinks=True)
-            binaries = folder / "server" / binaries.name
+            # The other account may not reach into a checkout that belongs to root. The whole wheel:
+            # the programs find their libraries beside them.
+            shutil.copytree(TOOLS, folder / "server", symlinks=True)
+            binaries = folder / "server" / binaries.relative_to(TOOLS)
         password = secrets.token_hex(16)
         (folder / "password").write_text(password)
         if account:
@@ -78,16 +79,17 @@ def cluster() -> Iterator[str]:
                 shutil.chown(path, account.pw_uid, account.pw_gid)
         as_account = {"user": account.pw_uid, "group": account.pw_gid} if account else {}
         common = {"cwd": folder, "env": {"PATH": os.defpath, "LC_ALL": "C"}, **as_account}
-        subprocess.run(
+        made = subprocess.run(
             [
                 *(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "patchbay"),
                 *("--auth=scram-sha-256", f"--pwfile={folder / 'password'}"),
                 *("--encoding=UTF8", "--locale=C", "--no-sync"),
             ],
-            check=True,
             stdout=subprocess.DEVNULL,
             **common,
         )
+        if made.returncode:
+            raise NoPostgres(f"initdb ended with {made.returncode}")
         port = free_port()
         options = {
             "listen_addresses": "127.0.0.1",
