@@ -7,6 +7,7 @@ urlpatterns = [
     path("", views.connection_list, name="list"),
     path("new/", views.connection_create, name="create"),
     path("validate/", views.connection_validate_many, name="validate_many"),
+    path("export/", views.connection_export, name="export"),
     path("<str:slug>/", views.connection_detail, name="detail"),
     path("<str:slug>/row/", views.connection_row, name="row"),
     path("<str:slug>/edit/", views.connection_edit, name="edit"),

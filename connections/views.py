@@ -3,6 +3,7 @@ AI settings. Each view's first line gets its object through a permission check."
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
@@ -21,7 +22,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, registry, tasks
+from connections import actions, display, registry, tasks, transfer
 from connections.capabilities import usable_models
 from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
@@ -64,6 +65,19 @@ def connection_list(request: HttpRequest) -> HttpResponse:
     page = _page(request.GET.get("page"))
     presets = None if page.paginator.count else PRESETS.values()
     return render(request, "connections/list.html", _list_context(page) | {"presets": presets})
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def connection_export(request: HttpRequest) -> HttpResponse:
+    """What a file of all connections holds; a POST gives the file, since taking one is audited."""
+    admin = need_instance_admin(request)
+    if request.method != "POST":
+        count = Connection.objects.living().count()
+        return render(request, "connections/export.html", {"count": count})
+    text = json.dumps(transfer.export_document(admin), indent=2, ensure_ascii=False)
+    response = HttpResponse(text, content_type="application/json")
+    response.headers["Content-Disposition"] = 'attachment; filename="patchbay-connections.json"'
+    return response
 
 
 @require_safe

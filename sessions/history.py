@@ -12,12 +12,13 @@ from connections.providers.base import Part, Provider, Target, Turnlet
 from connections.resolve import Choice, resolve
 from connections.sentences import Reason
 from connections.targets import provider_of, target_of
-from sessions.models import Message, Turn
+from sessions.models import Attachment, Message, Turn
 
 WINDOW_SHARE = 0.85  # of the window, less the output, is filled
 BYTES_A_TOKEN = 3.5  # UTF-8; low, so that the estimate is rather too high
 IMAGE_TOKENS = 1_600
 PAGE = 50  # turns loaded at once, from the newest back
+MAX_IMAGE_BYTES = 20 * 2**20  # base64 of one request's images; providers take no more either
 
 
 class CannotRun(Exception):
@@ -76,6 +77,7 @@ def _history(turn: Turn, budget: float, *, images: bool) -> tuple[list[Turnlet],
     """The newest whole turns that fit, oldest first, and the number of the first of them. The
     running turn is always among them."""
     kept: list[list[Turnlet]] = []
+    room = MAX_IMAGE_BYTES
     first = turn.number
     below = turn.number + 1
     while below > 1:
@@ -84,9 +86,16 @@ def _history(turn: Turn, budget: float, *, images: bool) -> tuple[list[Turnlet],
             break
         for number in sorted(page, reverse=True):
             entries, cost = _entries(page[number], images=images)
-            if kept and cost > budget:
+            weight = sum(
+                len(part["data"])
+                for entry in entries
+                for part in entry.parts
+                if part["t"] == "image"
+            )
+            if kept and (cost > budget or weight > room):
                 return [entry for group in reversed(kept) for entry in group], first
             budget -= cost
+            room -= weight
             kept.append(entries)
             first = number
         below = min(page)
@@ -122,13 +131,7 @@ def entries_of(message: Message, *, images: bool) -> list[Turnlet]:
     """A message as history: a reply's tool results follow it in an entry of the user's."""
     if message.role == Message.Role.USER:
         parts: list[Part] = [dict(part) for part in message.parts]
-        for attachment in message.attachments.all():
-            if images:
-                with attachment.file.open("rb") as file:
-                    data = base64.b64encode(file.read()).decode()
-                parts.append({"t": "image", "media_type": attachment.media_type, "data": data})
-            else:
-                parts.append({"t": "text", "text": f"[image: {attachment.name}, not shown]"})
+        parts.extend(_image(attachment, images=images) for attachment in message.attachments.all())
         return [Turnlet("user", parts)] if parts else []
     said = [part for part in message.parts if part["t"] != "tool_result"]
     results = [part for part in message.parts if part["t"] == "tool_result"]
@@ -136,6 +139,18 @@ def entries_of(message: Message, *, images: bool) -> list[Turnlet]:
     if results:
         entries.append(Turnlet("user", results))
     return entries
+
+
+def _image(attachment: Attachment, *, images: bool) -> Part:
+    """The image, or the words that stand for one that can't go."""
+    if images:
+        try:
+            with attachment.file.open("rb") as file:
+                data = base64.b64encode(file.read()).decode()
+        except OSError:
+            return {"t": "text", "text": f"[image: {attachment.name}, missing]"}
+        return {"t": "image", "media_type": attachment.media_type, "data": data}
+    return {"t": "text", "text": f"[image: {attachment.name}, not shown]"}
 
 
 def _cost(part: Part) -> float:

@@ -169,6 +169,7 @@ def routes(world: World) -> dict[str, Route]:
             # -- connections
             one("connections:list", GET, Try("instance admin")),
             one("connections:create", FORM, Try("instance admin", post=(422,))),
+            one("connections:export", FORM, Try("instance admin", post=(200,))),
             one("connections:validate_many", POST, Try("instance admin", **posted)),
             admins("detail", GET),
             admins("row", GET),

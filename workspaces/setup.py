@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from pathlib import Path
 
 from django import forms
 from django.conf import settings
@@ -25,15 +26,24 @@ def is_set_up() -> bool:
     return Installation.objects.exists() or User.objects.exists()
 
 
-def _token() -> str:
-    return settings.SETUP_TOKEN or env.made_secret(
-        "PATCHBAY_SETUP_TOKEN", settings.KEYS_DIR / "setup.token"
-    )
+def _kept_token() -> Path:
+    return settings.KEYS_DIR / "setup.token"
 
 
 def first_run_token() -> str | None:
-    """What the console prints; None once the installation is set up."""
-    return None if is_set_up() else _token()
+    """What the console prints, made on the first call; None once the installation is set up."""
+    if is_set_up():
+        return None
+    return settings.SETUP_TOKEN or env.made_secret("PATCHBAY_SETUP_TOKEN", _kept_token())
+
+
+def _is_token(text: str) -> bool:
+    """Makes nothing: an attempt that comes too late must not bring the file back."""
+    try:
+        token = settings.SETUP_TOKEN or _kept_token().read_text().strip()
+    except FileNotFoundError:
+        return False
+    return bool(token) and hmac.compare_digest(text.encode(), token.encode())
 
 
 class SetupForm(forms.Form):
@@ -61,7 +71,7 @@ class SetupForm(forms.Form):
 
     def clean_token(self) -> str:
         token = self.cleaned_data["token"].strip()
-        if not hmac.compare_digest(token.encode(), _token().encode()):
+        if not _is_token(token):
             raise ValidationError(
                 _("This isn't the token. Copy the line “First-run token” from the console.")
             )
@@ -96,7 +106,7 @@ def set_up(*, email: str, password: str, workspace: str) -> tuple[User, Workspac
         raise AlreadySetUp
     user = User.objects.create_superuser(email, password)
     space = create_workspace(user, workspace)
-    (settings.KEYS_DIR / "setup.token").unlink(missing_ok=True)
+    transaction.on_commit(lambda: _kept_token().unlink(missing_ok=True))
     return user, space
 
 

@@ -101,10 +101,10 @@ document.addEventListener("click", (event) => {
 });
 
 // -- forms: one press, one request ----------------------------------------------------------------
-// htmx's own forms are left to htmx (hx-disabled-elt, hx-sync).
+// htmx's own forms are left to htmx (hx-disabled-elt, hx-sync); after a download the page stays.
 document.addEventListener("submit", (event) => {
   const form = event.target;
-  if (event.defaultPrevented || form.method !== "post" || form.matches("[hx-post], [hx-put], [hx-patch], [hx-delete]")) return;
+  if (event.defaultPrevented || form.method !== "post" || form.matches("[hx-post], [hx-put], [hx-patch], [hx-delete], [data-download]")) return;
   if (form.dataset.sending !== undefined) return event.preventDefault();
   form.dataset.sending = "";
   event.submitter?.setAttribute("aria-busy", "true");

@@ -34,9 +34,8 @@ class Command(BaseCommand):
         for default in filter(None, (plan.default, *plan.workspaces)):
             self._default(default)
         counts = ", ".join(f"{plan.count(r)} {str(r.label).lower()}" for r in Result)
-        self.stdout.write(
-            f"{counts}. {'Nothing was changed: this was a dry run.' if options['dry_run'] else ''}".rstrip()
-        )
+        dry = " Nothing was changed: this was a dry run." if options["dry_run"] else ""
+        self.stdout.write(f"{counts}.{dry}")
 
     def _connection(self, row: Row) -> None:
         name = row.slug or f"entry {row.number}"
