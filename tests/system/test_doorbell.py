@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import uuid
 
 from tests.system.harness import wait_for
@@ -22,13 +21,13 @@ def test_a_task_published_many_times_gives_one_request_and_one_reply(parts: Part
     for chat in chats:
         chat.wait_until_idle()
     for worker in parts.workers():
-        parts.kill(worker, signal.SIGSTOP)
+        parts.freeze(worker)
     for number, chat in enumerate(chats):
         chat.send(f"question {number}")
     for chat in chats:  # delivered at the same moment, to both
         parts.ring(chat.turns()[-1]["id"], 20)
     for worker in parts.workers():
-        parts.kill(worker, signal.SIGCONT)
+        parts.thaw(worker)
     for chat in chats:  # in the middle
         wait_for(lambda chat=chat: chat.states()[-1] != "pending", what="the turn is taken")
         parts.ring(chat.turns()[-1]["id"], 5)
