@@ -1,9 +1,11 @@
 """The shared cache, for throttling sign-in. A dead Redis never blocks a page: every call then
-answers as an empty cache would."""
+answers as an empty cache would, and for some seconds Redis isn't even asked, because a sign-in asks
+many times and each waits."""
 
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT
@@ -11,6 +13,9 @@ from django.core.cache.backends.redis import RedisCache
 from redis.exceptions import RedisError
 
 logger = logging.getLogger(__name__)
+
+SKIP_AFTER_FAILURE = 3.0  # seconds
+_not_before = 0.0  # of this process: Django makes a cache object for every thread
 
 
 class ForgivingRedisCache(RedisCache):
@@ -43,8 +48,12 @@ class ForgivingRedisCache(RedisCache):
         return self._try({}, super().get_many, keys, version)
 
     def _try(self, otherwise: Any, call: Any, *arguments: Any) -> Any:
+        global _not_before
+        if time.monotonic() < _not_before:
+            return otherwise
         try:
             return call(*arguments)
         except (RedisError, OSError) as error:
+            _not_before = time.monotonic() + SKIP_AFTER_FAILURE
             logger.warning("cache: Redis doesn't answer (%s)", type(error).__name__)
             return otherwise

@@ -57,6 +57,11 @@ class Publisher:
         self._lock = threading.Lock()
         self._not_before = 0.0
 
+    @property
+    def is_resting(self) -> bool:
+        """Redis didn't answer a moment ago: whoever waits for it now waits in vain."""
+        return time.monotonic() < self._not_before
+
     def _connected(self) -> redis.Redis:
         with self._lock:
             if self._client is None:
@@ -66,7 +71,7 @@ class Publisher:
             return self._client
 
     def publish(self, chat_id: uuid.UUID | str, name: str, data: dict[str, Any]) -> None:
-        if time.monotonic() < self._not_before:
+        if self.is_resting:
             return
         try:
             pipe = self._connected().pipeline(transaction=False)
@@ -79,7 +84,7 @@ class Publisher:
 
     def last_id(self, chat_id: uuid.UUID | str) -> str:
         """The newest event's id, "0-0" when there is none or no answer."""
-        if time.monotonic() < self._not_before:
+        if self.is_resting:
             return "0-0"
         try:
             newest = self._connected().xrevrange(key_of(chat_id), count=1)

@@ -10,6 +10,7 @@ from celery import shared_task
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from kombu.exceptions import OperationalError
 
+from sessions import bus
 from sessions.worker import get_crew
 from workspaces.runtime import get_runtime
 
@@ -34,7 +35,7 @@ def ring(turn_id: uuid.UUID) -> None:
     """Tells the workers of a pending turn. Never raises and never waits longer than two seconds:
     when nobody hears, a worker's sweep finds the row."""
     global _quiet_until
-    if time.monotonic() < _quiet_until:
+    if time.monotonic() < _quiet_until or bus.publisher.is_resting:
         return
     try:
         run_turn.apply_async((str(turn_id),), retry=False)

@@ -256,12 +256,12 @@ def _send(
     else:
         chat.queue_paused, chat.queue_not_before = "", None
         started = _start_turn(chat, message)
-        if ring:
-            _ring(started)
     chat.updated_at = timezone.now()
     if not chat.title:
         chat.title = first_words(text) or _("Image")
     _changed(chat, "updated_at", "title", "queue_paused", "queue_not_before")
+    if ring and message.turn is not None:
+        _ring(message.turn)
     return Sent(message, started or turn, created=True)
 
 
