@@ -217,10 +217,13 @@ CSRF_FAILURE_VIEW = "config.views.csrf_failure"
 SESSION_COOKIE_NAME = "patchbay_session"
 CSRF_COOKIE_NAME = "patchbay_csrf"
 WORKSPACE_COOKIE_NAME = "patchbay_workspace"
+MESSAGE_COOKIE_NAME = "patchbay_messages"
+MESSAGE_STORAGE = "config.messages.HostCookieStorage"
 if PRODUCTION:
     SESSION_COOKIE_NAME = "__Host-session"
     CSRF_COOKIE_NAME = "__Host-csrf"
     WORKSPACE_COOKIE_NAME = "__Host-workspace"
+    MESSAGE_COOKIE_NAME = "__Host-messages"
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
     SECURE_HSTS_SECONDS = 365 * 24 * 3600
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
