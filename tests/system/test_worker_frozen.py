@@ -14,6 +14,7 @@ def test_a_worker_that_wakes_after_its_lease_cannot_write(parts: Parts):
     page = Page(chat)
     chat.send("first")
     page.follow(lambda page: page.messages() and page.messages()[-1].blocks)
+    chat.wait_for_reply()
     chat.choose("echo")
     chat.send("second")
     parts.run("worker-2")

@@ -72,6 +72,30 @@ def test_a_worker_that_starts_finds_what_nobody_holds_without_a_doorbell(parts: 
     assert len(parts.requests_with("anybody there?")) == 1
 
 
+def test_a_row_that_cannot_be_changed_does_not_hold_up_the_others(parts: Parts):
+    chats = [Chat(parts, "stall") for _ in range(3)]
+    for chat in chats:
+        chat.send("first")
+        chat.wait_for_reply()
+        chat.choose("echo")
+        chat.send("second")
+    parts.end("worker")
+    parts.execute(
+        "CREATE TRIGGER broken BEFORE UPDATE ON agent_sessions_turn"
+        f" WHEN NEW.chat_id = '{chats[0].id.hex}' BEGIN SELECT RAISE(ABORT, 'broken'); END"
+    )
+    try:
+        parts.run("worker")
+        for chat in chats[1:]:
+            chat.wait_until_idle(60)
+            assert chat.states() == ["interrupted", "done"]
+        assert chats[0].states() == ["running"]
+    finally:
+        parts.execute("DROP TRIGGER broken")
+    chats[0].wait_until_idle()
+    assert chats[0].states() == ["interrupted", "done"]
+
+
 def test_a_message_that_kills_its_worker_stops_after_three_claims(parts: Parts):
     """The image of the message is replaced by a pipe that nobody writes to: whoever prepares the
     request hangs in it, and is then killed."""
