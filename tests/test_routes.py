@@ -25,7 +25,7 @@ from tests.world import PEOPLE, World, digest, make_world, png
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 GET, POST, FORM = ("GET", "HEAD"), ("POST",), ("GET", "HEAD", "POST")
 
-SIGN_IN, REFUSED, HIDDEN, WRONG_METHOD = 302, 403, 404, 405
+SIGN_IN, REFUSED, HIDDEN, WRONG_METHOD, LATE = 302, 403, 404, 405, 409
 
 # Who passes, and what the others are answered. Nobody signed in is sent to sign in.
 OK = 0
@@ -42,6 +42,10 @@ GATES: dict[str, dict[str, int]] = {
     },
     "reads": {"charlie": HIDDEN},
     "sends": {"charlie": HIDDEN, "viewer": REFUSED},
+    "its author": {
+        **{"charlie": HIDDEN, "viewer": REFUSED},
+        **dict.fromkeys(("colleague", "wadmin", "alice"), LATE),
+    },
     "owner": {
         "charlie": HIDDEN,
         "viewer": REFUSED,
@@ -226,7 +230,8 @@ def routes(world: World) -> dict[str, Route]:
             chat("model", POST, "sends", data={"model": "large"}, **posted),
             chat("rename", POST, "sends", data={"title": "Another"}, **posted),
             chat("share", POST, "owner", data={"shared": "false"}, **posted),
-            chat("message_edit", POST, "sends", message=True, data=text, **posted),
+            # 409 for a colleague: the message goes out under its author's name.
+            chat("message_edit", POST, "its author", message=True, data=text, post=(200, 303, 409)),
             chat("message_cancel", POST, "sends", message=True, **posted),
             chat("message_promote", POST, "sends", message=True, post=(409,)),
             chat("message_move", POST, "sends", message=True, **posted),
