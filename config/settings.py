@@ -152,9 +152,9 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     # First what every answer carries, those of the layers below too.
-    "config.middleware.PrivatePages",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
+    "config.middleware.PrivatePages",
     "config.middleware.RequestLimits",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",

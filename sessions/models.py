@@ -113,7 +113,6 @@ class Turn(models.Model):
     claims = models.PositiveSmallIntegerField(default=0, editable=False)
     request_sent = models.BooleanField(default=False, editable=False)
     stop_requested_at = models.DateTimeField(null=True, blank=True, editable=False)
-    stop_queued = models.CharField(max_length=8, blank=True, default="", editable=False)
 
     step = models.PositiveSmallIntegerField(default=0)
     error_kind = models.CharField(_("error"), max_length=24, blank=True, default="")
@@ -131,7 +130,7 @@ class Turn(models.Model):
     class Meta:
         verbose_name = _("turn")
         verbose_name_plural = _("turns")
-        ordering = ["chat", "number"]
+        ordering = ["number"]
         constraints = [
             models.UniqueConstraint(fields=["chat", "number"], name="turn_number_once"),
             models.UniqueConstraint(
@@ -199,7 +198,7 @@ class Message(models.Model):
     class Meta:
         verbose_name = _("message")
         verbose_name_plural = _("messages")
-        ordering = ["chat", "seq"]
+        ordering = ["seq"]
         constraints = [
             models.UniqueConstraint(fields=["chat", "seq"], name="message_seq_once"),
             models.UniqueConstraint(

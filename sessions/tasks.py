@@ -9,6 +9,7 @@ import uuid
 from celery import shared_task
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from sessions import bus
 from sessions.worker import get_crew
@@ -39,7 +40,7 @@ def ring(turn_id: uuid.UUID) -> None:
         return
     try:
         run_turn.apply_async((str(turn_id),), retry=False)
-    except (OperationalError, OSError) as error:
+    except (OperationalError, RedisError, OSError) as error:
         _quiet_until = time.monotonic() + 3
         logger.warning("the doorbell doesn't ring (%s)", type(error).__name__)
 

@@ -12,16 +12,17 @@ events leave after the commit.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -34,7 +35,7 @@ from connections.resolve import Choice, Resolution, resolve
 from connections.sentences import Reason
 from sessions import bus
 from sessions.images import CheckedImage
-from sessions.models import Attachment, ChatSession, Message, Turn, attachment_path
+from sessions.models import Attachment, ChatSession, Message, Turn
 from workspaces import audit
 from workspaces.models import Membership, Role, User
 
@@ -133,7 +134,7 @@ def _start_turn(chat: ChatSession, message: Message) -> Turn:
     return turn
 
 
-def waiting(chat: ChatSession) -> Iterable[Message]:
+def waiting(chat: ChatSession) -> QuerySet[Message]:
     """The steering and queued messages, in the order in which they will go."""
     return (
         Message.objects.filter(chat=chat, delivery__in=Message.WAITING)
@@ -188,16 +189,18 @@ def send(
     The same `client_key` again is the same message. Raises `Refused` with a sentence. With `ring`
     off the caller runs the turn itself. Locks the session.
     """
-    stored: list[str] = []
+    # Written before the transaction, which on SQLite holds the only write lock there is.
+    attachments = [_stored(position, image) for position, image in enumerate(images)]
+    sent = None
     try:
         with transaction.atomic():
-            transaction.on_commit(stored.clear)
-            return _send(chat_id, author, text, client_key, images, ring, stored)
-    except BaseException:
+            sent = _send(chat_id, author, text, client_key, attachments, ring)
+    finally:
         # No transaction covers the disk: a message that wasn't taken leaves no file there.
-        for name in stored:
-            default_storage.delete(name)
-        raise
+        if sent is None or not sent.created:
+            for attachment in attachments:
+                default_storage.delete(attachment.file.name)
+    return sent
 
 
 def _send(
@@ -205,22 +208,21 @@ def _send(
     author: User,
     text: str,
     client_key: str,
-    images: Sequence[CheckedImage],
+    attachments: Sequence[Attachment],
     ring: bool,
-    stored: list[str],
 ) -> Sent:
-    """In `send`'s transaction; `stored` is told of every file before it is written."""
+    """In `send`'s transaction."""
     chat = _lock(chat_id)
     if client_key:
         same = Message.objects.filter(chat=chat, client_key=client_key).first()
         if same is not None:
             return Sent(same, same.turn, created=False)
     text = clean_text(text)
-    if not text.strip() and not images:
+    if not text.strip() and not attachments:
         raise Refused("empty", _("Write a message first."))
     _check_length(text)
     connection = _lock_connection(chat, author)
-    if images and not capabilities(connection, chat.model).supports_images:
+    if attachments and not capabilities(connection, chat.model).supports_images:
         raise Refused(
             "images",
             _("The model %(model)s doesn't take images. Remove them, or choose another model.")
@@ -241,8 +243,9 @@ def _send(
         text=text,
         parts=[{"t": "text", "text": text}] if text.strip() else [],
     )
-    for position, image in enumerate(images):
-        _attach(message, position, image, stored)
+    for attachment in attachments:
+        attachment.message = message
+        attachment.save(force_insert=True)
     turn = _active_turn(chat)
     started = None
     if turn is not None:
@@ -296,9 +299,9 @@ def _models(chat: ChatSession, connection: Connection) -> list[str]:
     return usable_models(connection, row)
 
 
-def _attach(message: Message, position: int, image: CheckedImage, stored: list[str]) -> None:
+def _stored(position: int, image: CheckedImage) -> Attachment:
+    """The image on the disk, its row not written yet."""
     attachment = Attachment(
-        message=message,
         position=position,
         media_type=image.media_type,
         name=image.name,
@@ -306,9 +309,8 @@ def _attach(message: Message, position: int, image: CheckedImage, stored: list[s
         height=image.height,
         size=len(image.data),
     )
-    stored.append(attachment_path(attachment, image.name))
     attachment.file.save(image.name, ContentFile(image.data), save=False)
-    attachment.save()
+    return attachment
 
 
 def clean_text(text: str) -> str:
@@ -393,26 +395,25 @@ def share(chat_id: uuid.UUID, actor: User, shared: bool) -> None:
 
 
 @transaction.atomic
-def stop(chat_id: uuid.UUID, *, queued: str = "return") -> list[Message]:
-    """Asks for the end of the running turn. With `queued="return"` the waiting messages are
-    cancelled and returned, so that their texts go back to the composer; with "continue" they go
-    on. A turn that no worker has taken yet ends here. Locks the session."""
+def stop(chat_id: uuid.UUID, actor: User, *, queued: str = "return") -> list[Message]:
+    """Asks for the end of the running turn. With `queued="return"` the person's own waiting
+    messages are cancelled and returned, so that their texts go back to the composer; with
+    "continue" they go on. Colleagues' messages, and those with images, which a composer can't take
+    back, go on in any case. A turn that no worker has taken yet ends here. Locks the session."""
     chat = _lock(chat_id)
     turn = _active_turn(chat)
     if turn is None:
         return []
     returned: list[Message] = []
     if queued != "continue":
-        returned = list(waiting(chat))
+        returned = list(waiting(chat).filter(author=actor, attachments=None))
         for message in returned:
             message.delivery = Message.Delivery.CANCELLED
         Message.objects.bulk_update(returned, ["delivery"])
-    else:
-        _requeue_steering(chat)
+    _requeue_steering(chat)
     if turn.stop_requested_at is None:
         turn.stop_requested_at = timezone.now()
-        turn.stop_queued = "continue" if queued == "continue" else "return"
-        turn.save(update_fields=["stop_requested_at", "stop_queued"])
+        turn.save(update_fields=["stop_requested_at"])
     if turn.state == Turn.State.PENDING:
         _end(chat, turn, Turn.State.STOPPED)
     else:
@@ -457,10 +458,14 @@ def _waiting_message(chat: ChatSession, message_id: uuid.UUID) -> Message:
 
 
 @transaction.atomic
-def edit_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, text: str) -> Message:
-    """Changes a message that waits. Raises `Refused` once it was claimed. Locks the session."""
+def edit_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, actor: User, text: str) -> Message:
+    """Changes one's own message that waits. Raises `Refused` once it was claimed. Locks the
+    session."""
     chat = _lock(chat_id)
     message = _waiting_message(chat, message_id)
+    if message.author_id != actor.pk:
+        # It goes out under its author's name.
+        raise Refused("not_yours", _("Only who wrote a message can change it."))
     text = clean_text(text)
     if not text.strip():
         raise Refused("empty", _("Write a message first, or cancel this one."))
@@ -803,20 +808,32 @@ def sweep() -> list[uuid.UUID]:
     for turn_id in Turn.objects.filter(state=Turn.State.RUNNING, lease_until__lt=now).values_list(
         "pk", flat=True
     )[:500]:
-        _give_up_lease(turn_id)
+        with _apart(turn_id):
+            _give_up_lease(turn_id)
     waiting_since = ChatSession.objects.filter(
         Q(queue_not_before__isnull=True) | Q(queue_not_before__lte=now),
         queue_paused="",
         messages__delivery=Message.Delivery.QUEUED,
     ).exclude(turns__state__in=Turn.ACTIVE)
     for chat_id in waiting_since.values_list("pk", flat=True).distinct()[:500]:
-        with transaction.atomic():
+        with _apart(chat_id), transaction.atomic():
             _advance(_lock(chat_id))
     return list(
         Turn.objects.filter(state=Turn.State.PENDING, created_at__lt=now - dt.timedelta(seconds=1))
         .order_by("created_at")
         .values_list("pk", flat=True)[:1000]
     )
+
+
+@contextlib.contextmanager
+def _apart(row: uuid.UUID) -> Iterator[None]:
+    """One row that can't be dealt with doesn't keep all others waiting."""
+    try:
+        yield
+    except OperationalError:  # the database, not the row
+        raise
+    except Exception as error:
+        logger.error("the sweep can't deal with %s (%s)", row, type(error).__name__)
 
 
 @transaction.atomic

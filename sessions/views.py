@@ -173,7 +173,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
 @require_POST
 def chat_stop(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = writable_chat(request, workspace, chat_id)
-    returned = turns.stop(chat.pk, queued=request.POST.get("queued", "return"))
+    returned = turns.stop(chat.pk, request.user, queued=request.POST.get("queued", "return"))
     texts = [request.POST.get("text", "").strip(), *(message.text for message in returned)]
     return _answer(request, chat, draft="\n\n".join(text for text in texts if text))
 
@@ -247,7 +247,9 @@ def message_edit(
         request,
         workspace,
         chat_id,
-        lambda chat: turns.edit_waiting(chat, message_id, request.POST.get("text", "")),
+        lambda chat: turns.edit_waiting(
+            chat, message_id, request.user, request.POST.get("text", "")
+        ),
     )
 
 

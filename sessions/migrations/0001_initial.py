@@ -66,7 +66,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'message',
                 'verbose_name_plural': 'messages',
-                'ordering': ['chat', 'seq'],
+                'ordering': ['seq'],
             },
         ),
         migrations.CreateModel(
@@ -103,7 +103,6 @@ class Migration(migrations.Migration):
                 ('claims', models.PositiveSmallIntegerField(default=0, editable=False)),
                 ('request_sent', models.BooleanField(default=False, editable=False)),
                 ('stop_requested_at', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('stop_queued', models.CharField(blank=True, default='', editable=False, max_length=8)),
                 ('step', models.PositiveSmallIntegerField(default=0)),
                 ('error_kind', models.CharField(blank=True, default='', max_length=24, verbose_name='error')),
                 ('error_detail', models.CharField(blank=True, default='', max_length=600, verbose_name="provider's words")),
@@ -121,7 +120,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'turn',
                 'verbose_name_plural': 'turns',
-                'ordering': ['chat', 'number'],
+                'ordering': ['number'],
             },
         ),
         migrations.AddField(

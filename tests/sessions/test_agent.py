@@ -179,7 +179,7 @@ def test_stop_closes_the_request_and_keeps_the_text(ask, crew, fakes, bob):
     turn = turns.send(chat.pk, bob, "go", ring=False).turn
     assert crew.take(turn.pk)
     until(lambda: Message.objects.filter(chat=chat, role="assistant").exclude(text="").exists())
-    turns.stop(chat.pk)
+    turns.stop(chat.pk, bob)
     asked = time.monotonic()
     fakes.wait_for(lambda: fakes.requests(end="aborted"), seconds=5)
     assert time.monotonic() - asked < 2

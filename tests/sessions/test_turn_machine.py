@@ -223,7 +223,7 @@ def test_a_claim_and_a_stop_at_the_same_moment_both_go_through(workspace, bob, c
     for _ in range(5):
         chat = ChatSession.objects.create(workspace=workspace, owner=bob)
         turn = turns.send(chat.pk, bob, "hello").turn
-        acts = [lambda pk=turn.pk: turns.claim(pk), lambda pk=chat.pk: turns.stop(pk)]
+        acts = [lambda pk=turn.pk: turns.claim(pk), lambda pk=chat.pk: turns.stop(pk, bob)]
         results = together(8, lambda number, acts=acts: acts[number % 2]())
         assert not [result for result in results if isinstance(result, Exception)], results
         turn.refresh_from_db()
@@ -295,9 +295,11 @@ def test_a_send_at_the_instant_of_the_end_is_delivered_exactly_once(chat, bob):
     turn = running(chat, bob)
     together(
         2,
-        lambda number: turns.send(chat.pk, bob, "edge")
-        if number
-        else turns.end(turn, turn.lease_token, Turn.State.DONE),
+        lambda number: (
+            turns.send(chat.pk, bob, "edge")
+            if number
+            else turns.end(turn, turn.lease_token, Turn.State.DONE)
+        ),
     )
     edge = Message.objects.get(chat=chat, text="edge")
     assert edge.turn is not None and edge.turn.number == 2
@@ -338,7 +340,7 @@ def test_queued_messages_can_be_reordered_edited_and_cancelled(chat, queue):
     a, b, c = queue
     turns.move_waiting(chat.pk, c.pk, earlier=True)
     turns.move_waiting(chat.pk, c.pk, earlier=True)
-    turns.edit_waiting(chat.pk, a.pk, "a, edited")
+    turns.edit_waiting(chat.pk, a.pk, a.author, "a, edited")
     turns.cancel_waiting(chat.pk, b.pk)
     assert [message.text for message in turns.waiting(chat)] == ["c", "a, edited"]
 
@@ -353,7 +355,7 @@ def test_a_queued_message_can_be_promoted_to_steering(chat, queue):
 def test_a_claimed_message_cannot_be_changed_any_more(chat, queue):
     end_running(chat, Turn.State.DONE)
     for act in (
-        lambda: turns.edit_waiting(chat.pk, queue[0].pk, "x"),
+        lambda: turns.edit_waiting(chat.pk, queue[0].pk, queue[0].author, "x"),
         lambda: turns.cancel_waiting(chat.pk, queue[0].pk),
         lambda: turns.promote_waiting(chat.pk, queue[0].pk),
     ):
@@ -398,27 +400,38 @@ def test_retry_after_sets_the_wait(chat, queue):
 
 
 def test_stop_returns_the_queued_texts_or_lets_them_go_on(chat, queue):
-    assert [message.text for message in turns.stop(chat.pk)] == ["a", "b", "c"]
+    assert [message.text for message in turns.stop(chat.pk, chat.owner)] == ["a", "b", "c"]
     assert {delivery for _, delivery in deliveries(chat)[1:]} == {"cancelled"}
     end_running(chat, Turn.State.STOPPED)
     assert not Turn.objects.filter(chat=chat, state__in=Turn.ACTIVE).exists()
 
 
+def test_stop_leaves_colleagues_messages_in_the_queue(chat, bob, alice, queue):
+    turns.send(chat.pk, alice, "from alice")
+    assert [message.text for message in turns.stop(chat.pk, alice)] == ["from alice"]
+    assert [message.text for message in turns.waiting(chat)] == ["a", "b", "c"]
+
+
+def test_a_colleague_cannot_rewrite_what_goes_out_under_anothers_name(chat, alice, queue):
+    with pytest.raises(turns.Refused):
+        turns.edit_waiting(chat.pk, queue[0].pk, alice, "something else")
+
+
 def test_stop_with_continue_goes_on_with_the_queue(chat, queue):
-    assert turns.stop(chat.pk, queued="continue") == []
+    assert turns.stop(chat.pk, chat.owner, queued="continue") == []
     end_running(chat, Turn.State.STOPPED)
     assert Turn.objects.get(chat=chat, state="pending").number == 2
 
 
 def test_stop_ends_a_turn_that_no_worker_has_taken(chat, bob):
     turns.send(chat.pk, bob, "hello")
-    turns.stop(chat.pk)
+    turns.stop(chat.pk, bob)
     assert Turn.objects.get(chat=chat).state == Turn.State.STOPPED
 
 
 def test_a_message_sent_after_stop_waits_for_its_own_turn(chat, bob):
     turn = running(chat, bob)
-    turns.stop(chat.pk)
+    turns.stop(chat.pk, bob)
     turns.send(chat.pk, bob, "next")
     assert deliveries(chat)[1] == ("next", "queued")
     turns.end(turn, turn.lease_token, Turn.State.STOPPED)
