@@ -38,7 +38,7 @@ CHECK_EVERY = 5.0  # seconds between two looks at rights and version
 DEGRADED_EVERY = 2.0  # the same without Redis: then the page follows the database
 BEAT = 15.0  # seconds of silence before a comment
 LONGEST = 30 * 60.0  # seconds a stream lasts; the page then opens the next
-LAG = 2_000  # events a viewer may lag behind
+LAG = 4 * 2**20  # bytes a viewer may lag behind
 VIEWERS_A_PERSON = 40
 
 
@@ -81,7 +81,9 @@ class Viewer:
 
     def __init__(self, after: str, version: int) -> None:
         self.version = version
-        self.queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self.ready = asyncio.Event()  # something waits to be written
+        self._chunks: list[bytes] = []
+        self._size = 0
         self._after = _pair(after)
         self._held: list[Encoded] | None = []
 
@@ -105,12 +107,18 @@ class Viewer:
             return
         self._after = event.place
         self.version = max(self.version, event.version)
-        if self.queue.qsize() >= LAG:
-            while not self.queue.empty():
-                self.queue.get_nowait()
-            self.queue.put_nowait(REFRESH)
-            return
-        self.queue.put_nowait(event.chunk)
+        if self._size + len(event.chunk) > LAG:
+            self._chunks, self._size = [REFRESH], len(REFRESH)
+        else:
+            self._chunks.append(event.chunk)
+            self._size += len(event.chunk)
+        self.ready.set()
+
+    def drain(self) -> bytes:
+        """All that waits, as one piece."""
+        waiting, self._chunks, self._size = b"".join(self._chunks), [], 0
+        self.ready.clear()
+        return waiting
 
 
 class Reader:
@@ -131,7 +139,7 @@ class Reader:
         self.is_well = True  # Redis answered when it was last asked
 
     async def watch(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
-        """Joins a viewer: what its cursor misses is in its queue when this returns, the rest
+        """Joins a viewer: what its cursor misses waits for it when this returns, the rest
         follows. Raises redis.RedisError or OSError when there is no answer."""
         key = bus.key_of(chat_id)
         if key not in self._viewers:
@@ -271,16 +279,14 @@ async def _follow(user_id: uuid.UUID, chat_id: uuid.UUID, viewer: Viewer) -> Asy
                         viewer.version, behind = found.version, 0
                         yield REFRESH
             try:
-                chunk = await asyncio.wait_for(viewer.queue.get(), every)
+                await asyncio.wait_for(viewer.ready.wait(), every)
             except TimeoutError:
                 if time.monotonic() - spoke >= BEAT:
                     spoke = time.monotonic()
                     yield b": still here\n\n"
                 continue
             spoke = time.monotonic()
-            while not viewer.queue.empty() and len(chunk) < 65_536:
-                chunk += viewer.queue.get_nowait()
-            yield chunk
+            yield viewer.drain()
     finally:
         _open_by_person[user_id] -= 1
         if not _open_by_person[user_id]:
