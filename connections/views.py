@@ -199,7 +199,7 @@ def connection_validate_many(request: HttpRequest) -> HttpResponse:
     slugs, only = request.POST.getlist("slug"), request.POST.get("only", "")
     wanted = Connection.objects.living().with_secrets()
     if only == "selected" or (slugs and only != "all"):
-        wanted = wanted.filter(slug__in=slugs[:1_000])
+        wanted = wanted.filter(slug__in=[slug for slug in slugs[:1_000] if "\0" not in slug])
     connections = list(wanted)
     if connections:
         _ask_for_validation(request, connections)
@@ -322,7 +322,7 @@ def ai_settings(request: HttpRequest, workspace: str) -> HttpResponse:
 def ai_default(request: HttpRequest, workspace: str) -> HttpResponse:
     """`connection`: a slug, or empty for none."""
     access = workspace_for(request, workspace, Role.ADMIN)
-    slug = request.POST.get("connection", "")
+    slug = request.POST.get("connection", "").replace("\0", "\ufffd")  # PostgreSQL takes no NUL
     visible = Connection.objects.visible_to(access.workspace)
     connection = get_object_or_404(visible, slug=slug) if slug else None
     actions.set_workspace_default(request.user, access.workspace, connection)

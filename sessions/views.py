@@ -162,7 +162,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
             chat.pk,
             request.user,
             text,
-            client_key=request.POST.get("client_key", "")[:64],
+            client_key=turns.clean_text(request.POST.get("client_key", ""))[:64],
             images=images,
         )
     except turns.Refused as refusal:
@@ -199,7 +199,7 @@ def chat_resume(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Htt
 def chat_connection(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     """The choice before the first message: `connection` is a slug, or empty for the defaults."""
     chat = writable_chat(request, workspace, chat_id)
-    slug = request.POST.get("connection", "")
+    slug = turns.clean_text(request.POST.get("connection", ""))
     connection = None
     if slug:
         connection = Connection.objects.visible_to(chat.workspace).filter(slug=slug[:64]).first()

@@ -182,6 +182,17 @@ def test_nonsense_is_never_a_fault(world: World, clients: dict[str, Client], par
     assert wrong == []
 
 
+def test_a_nul_in_any_field_is_never_a_fault(world: World, clients: dict[str, Client]):
+    """SQLite stores one, PostgreSQL refuses the statement."""
+    wrong = []
+    for name, address, methods in _addresses(world):
+        client = clients["owner" if name.startswith("sessions:") else "alice"]
+        for field in FIELDS if "POST" in methods else ():
+            data = {"text": "hello", field: "a\x00b"}
+            wrong.append(_try(f"{name} {field}", functools.partial(client.post, address, data)))
+    assert [one for one in wrong if one] == []
+
+
 def test_strange_addresses_are_never_a_fault(world: World, clients: dict[str, Client]):
     wrong = []
     for person, path, method in itertools.product(
