@@ -43,7 +43,8 @@ GATES: dict[str, dict[str, int]] = {
     "reads": {"charlie": HIDDEN},
     "sends": {"charlie": HIDDEN, "viewer": REFUSED},
     "its author": {
-        **{"charlie": HIDDEN, "viewer": REFUSED},
+        "charlie": HIDDEN,
+        "viewer": REFUSED,
         **dict.fromkeys(("colleague", "wadmin", "alice"), LATE),
     },
     "owner": {
