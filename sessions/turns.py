@@ -35,7 +35,7 @@ from connections.resolve import Choice, Resolution, resolve
 from connections.sentences import Reason
 from sessions import bus
 from sessions.images import CheckedImage
-from sessions.models import Attachment, ChatSession, Message, Turn
+from sessions.models import Attachment, ChatSession, Message, Turn, attachment_path
 from workspaces import audit
 from workspaces.models import Membership, Role, User
 
@@ -189,17 +189,21 @@ def send(
     The same `client_key` again is the same message. Raises `Refused` with a sentence. With `ring`
     off the caller runs the turn itself. Locks the session.
     """
-    # Written before the transaction, which on SQLite holds the only write lock there is.
-    attachments = [_stored(position, image) for position, image in enumerate(images)]
-    sent = None
+    attachments = [_attachment(position, image) for position, image in enumerate(images)]
+    stray = [attachment_path(attachment, attachment.name) for attachment in attachments]
     try:
+        # Written before the transaction, which on SQLite holds the only write lock there is.
+        for attachment, image in zip(attachments, images, strict=True):
+            attachment.file.save(image.name, ContentFile(image.data), save=False)
         with transaction.atomic():
+            transaction.on_commit(stray.clear)  # whatever fails after the commit
             sent = _send(chat_id, author, text, client_key, attachments, ring)
-    finally:
+    except BaseException:
         # No transaction covers the disk: a message that wasn't taken leaves no file there.
-        if sent is None or not sent.created:
-            for attachment in attachments:
-                default_storage.delete(attachment.file.name)
+        _delete_files(stray)
+        raise
+    if not sent.created:
+        _delete_files([attachment.file.name for attachment in attachments])
     return sent
 
 
@@ -299,9 +303,13 @@ def _models(chat: ChatSession, connection: Connection) -> list[str]:
     return usable_models(connection, row)
 
 
-def _stored(position: int, image: CheckedImage) -> Attachment:
-    """The image on the disk, its row not written yet."""
-    attachment = Attachment(
+def _delete_files(names: Sequence[str]) -> None:
+    for name in names:
+        default_storage.delete(name)
+
+
+def _attachment(position: int, image: CheckedImage) -> Attachment:
+    return Attachment(
         position=position,
         media_type=image.media_type,
         name=image.name,
@@ -309,8 +317,6 @@ def _stored(position: int, image: CheckedImage) -> Attachment:
         height=image.height,
         size=len(image.data),
     )
-    attachment.file.save(image.name, ContentFile(image.data), save=False)
-    return attachment
 
 
 def clean_text(text: str) -> str:

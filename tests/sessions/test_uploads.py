@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import OperationalError, connection
 from django.test import Client
 
 from sessions import images, turns
@@ -197,6 +199,50 @@ def test_a_message_that_is_not_taken_leaves_no_file(
         turns.send(picture_chat.pk, bob, "look", images=checked)
     assert Message.objects.count() == 0
     assert stored() == before
+
+
+def test_a_full_disk_at_the_second_image_keeps_neither(
+    picture_chat: ChatSession, bob: Any, monkeypatch: pytest.MonkeyPatch
+):
+    before, save, calls = stored(), default_storage.save, []
+
+    def fail_later(*args: Any, **options: Any) -> str:
+        calls.append(save(*args, **options))
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return calls[-1]
+
+    monkeypatch.setattr(default_storage, "save", fail_later)
+    checked = images.check_images([SimpleUploadedFile(f"{n}.png", png()) for n in range(3)])
+    with pytest.raises(OSError, match="No space"):
+        turns.send(picture_chat.pk, bob, "look", images=checked)
+    assert len(calls) == 2
+    assert stored() == before
+
+
+def test_a_message_sent_twice_stores_its_image_once(picture_chat: ChatSession, bob: Any):
+    before = stored()
+    for _ in range(2):
+        checked = images.check_images([SimpleUploadedFile("a.png", png())])
+        turns.send(picture_chat.pk, bob, "look", client_key="k", images=checked)
+    assert len(stored() - before) == 1
+    assert Attachment.objects.count() == 1
+
+
+def test_a_commit_that_fails_leaves_no_file(
+    picture_chat: ChatSession, bob: Any, monkeypatch: pytest.MonkeyPatch
+):
+    before = stored()
+
+    def fail() -> None:
+        raise OperationalError("the database is gone")
+
+    checked = images.check_images([SimpleUploadedFile("a.png", png())])
+    with monkeypatch.context() as patch, pytest.raises(OperationalError):
+        patch.setattr(connection, "commit", fail)
+        turns.send(picture_chat.pk, bob, "look", images=checked)
+    assert stored() == before
+    assert Message.objects.count() == 0
 
 
 def test_a_message_that_is_taken_keeps_its_file_whatever_comes_after(
