@@ -51,7 +51,25 @@ function start() {
     if (document.querySelector(":popover-open, dialog[open], .waiting-edit[open]") || event.target.closest("#chat-title")) return;
     document.getElementById("stop")?.click();
   });
+  // A message sent right after another model was chosen goes to that one: it waits for the answer.
+  let choosing = false, hurried = false;
+  const isChoice = ({ requestConfig }) => requestConfig?.elt.matches("select[name=model]");
+  root.addEventListener("htmx:beforeRequest", ({ detail }) => {
+    if (isChoice(detail)) choosing = true;
+  });
+  root.addEventListener("htmx:afterRequest", ({ detail }) => {
+    if (!isChoice(detail)) return;
+    choosing = false;
+    if (hurried) send();
+    hurried = false;
+  });
   composer.addEventListener("submit", (event) => {
+    if (choosing && event.submitter?.name !== "queued") {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      hurried = true;
+      return;
+    }
     if (event.submitter?.name === "queued" || draft.value.trim() || shown.length) return;
     event.preventDefault();
     event.stopImmediatePropagation();
