@@ -17,7 +17,6 @@ def test_from_the_first_run_to_a_steered_and_a_queued_message(
     patchbay, context = start_patchbay(), browser.new_context()
     context.set_default_timeout(60_000)
     page, complaints = context.new_page(), []
-    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     with FakeProviders() as fakes:
         # The first run: the token from the console makes the first admin.
