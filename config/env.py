@@ -74,6 +74,16 @@ def items(name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(item for part in value.split(",") if (item := part.strip()))
 
 
+def chosen(name: str, *, among: tuple[str, ...]) -> frozenset[str]:
+    """Comma-separated values, each one of `among`; `all` stands for every one."""
+    found = items(name)
+    if found == ("all",):
+        return frozenset(among)
+    if not set(found) <= set(among):
+        raise BadEnv(f"{name}: use {', '.join(among)} (comma-separated), or all")
+    return frozenset(found)
+
+
 def made_secret(name: str, path: Path, *, bytes_: int = 32) -> str:
     """The variable, else the file at `path`, made on the first call with `bytes_` random bytes as
     URL-safe text."""

@@ -130,6 +130,11 @@ CELERY_TIMEZONE = "UTC"
 EGRESS_ALLOW = env.string("PATCHBAY_EGRESS_ALLOW")
 TOOL_EGRESS_ALLOW = env.string("PATCHBAY_TOOL_EGRESS_ALLOW") or ""
 
+# Which providers may use the server's own credentials: an operator's decision, "" for none.
+ENVIRONMENT_AUTH = env.chosen(
+    "PATCHBAY_ENVIRONMENT_AUTH", among=("anthropic", "openai", "bedrock", "vertex")
+)
+
 # -- turns -----------------------------------------------------------------------------------------
 TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)
 PROBES_PER_WORKER = 50

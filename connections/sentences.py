@@ -21,6 +21,8 @@ class Reason(enum.StrEnum):
     INCOMPLETE = "incomplete"
     SEALED = "sealed"
     NOT_AVAILABLE = "not_available"
+    ENVIRONMENT_OFF = "environment_off"
+    ENVIRONMENT_EMPTY = "environment_empty"
     DISABLED = "disabled"
     DELETED = "deleted"
     NO_MODEL = "no_model"
@@ -199,6 +201,20 @@ _SENTENCES: dict[str, Sentence] = {
         _("The settings are kept; choose another one to use it now."),
         _("Use another connection."),
         tone="neutral",
+    ),
+    Reason.ENVIRONMENT_OFF: Sentence(
+        _("Environment not lent"),
+        _("The server's own credentials may not be used for this provider."),
+        _("Have the operator name the provider in PATCHBAY_ENVIRONMENT_AUTH."),
+        _ASK_ADMIN,
+        tone="warning",
+    ),
+    Reason.ENVIRONMENT_EMPTY: Sentence(
+        _("No credentials there"),
+        _("The server's environment holds no credentials for this provider."),
+        _("Have the operator set them for the worker, or choose another way to authenticate."),
+        _ASK_ADMIN,
+        tone="warning",
     ),
     Reason.DISABLED: Sentence(
         _("Disabled"),

@@ -6,16 +6,21 @@ The error tree; `reason` says which sentence a person reads::
     ├── NotAvailable      this build has no such provider, or not with this way to authenticate
     ├── SecretMissing     none is stored
     ├── BindingMismatch   one is stored, for another address, provider or way to authenticate
-    └── SecretUnreadable  its key isn't at hand, or the stored bytes were changed or moved
+    ├── SecretUnreadable  its key isn't at hand, or the stored bytes were changed or moved
+    ├── EnvironmentOff    the operator doesn't lend the server's own credentials to this provider
+    └── EnvironmentEmpty  the operator does, but there are none
 """
 
 from __future__ import annotations
 
 import json
+import os
 from typing import ClassVar
 
+from django.conf import settings
+
 from connections import providers
-from connections.choices import ProviderType
+from connections.choices import AuthType, ProviderType
 from connections.models import Connection, Secret
 from connections.providers.base import Provider, Target
 from connections.sentences import Reason
@@ -45,6 +50,22 @@ class BindingMismatch(TargetError):
 
 class SecretUnreadable(TargetError):
     reason = Reason.SEALED
+
+
+class EnvironmentOff(TargetError):
+    reason = Reason.ENVIRONMENT_OFF
+
+
+class EnvironmentEmpty(TargetError):
+    reason = Reason.ENVIRONMENT_EMPTY
+
+
+# The variables of the server that hold a key. The clouds have chains of their own, which their
+# providers ask.
+_VARIABLES = {
+    ProviderType.ANTHROPIC: "ANTHROPIC_API_KEY",
+    ProviderType.OPENAI: "OPENAI_API_KEY",
+}
 
 
 def availability(connection: Connection) -> Reason | None:
@@ -81,7 +102,10 @@ def provider_of(connection: Connection) -> Provider:
 def target_of(connection: Connection) -> Target:
     """The connection with its secrets opened, for one call or turn. Raises `TargetError`."""
     provider_of(connection)
-    secret = _opened(connection, Secret.Purpose.AUTH)
+    if connection.auth_type == AuthType.ENVIRONMENT:
+        secret = _lent(connection)
+    else:
+        secret = _opened(connection, Secret.Purpose.AUTH)
     if connection.needs_secret and not secret:
         raise SecretMissing
     on_aws = connection.provider_type == ProviderType.BEDROCK
@@ -96,7 +120,20 @@ def target_of(connection: Connection) -> Target:
         max_tokens_field=connection.max_tokens_field,
         region=connection.aws_region if on_aws else connection.gcp_region,
         project=connection.gcp_project_id,
+        codex_path=connection.codex_path,
     )
+
+
+def _lent(connection: Connection) -> dict[str, str]:
+    """What the server's own environment holds for the provider, {} where a chain will be asked."""
+    if connection.provider_type not in settings.ENVIRONMENT_AUTH:
+        raise EnvironmentOff
+    name = _VARIABLES.get(ProviderType(connection.provider_type))
+    if name is None:
+        return {}
+    if not (key := os.environ.get(name, "").strip()):
+        raise EnvironmentEmpty
+    return {"api_key": key}
 
 
 def _opened(connection: Connection, purpose: Secret.Purpose) -> dict[str, str]:

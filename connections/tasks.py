@@ -62,6 +62,8 @@ _PASSING = frozenset(
         Reason.INCOMPLETE,
         Reason.SEALED,
         Reason.NOT_AVAILABLE,
+        Reason.ENVIRONMENT_OFF,
+        Reason.ENVIRONMENT_EMPTY,
         Reason.NO_MODEL,
     }
 )

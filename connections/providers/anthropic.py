@@ -11,7 +11,7 @@ from connections.providers.wire import Wire
 
 class Anthropic(HTTPProvider):
     provider_type = "anthropic"
-    auth_types = frozenset({"api_key"})
+    auth_types = frozenset({"api_key", "environment"})
     default_base_url = "https://api.anthropic.com"
     default_wire = "anthropic-messages"
 
@@ -19,5 +19,5 @@ class Anthropic(HTTPProvider):
         await self.lookup(client, target, "/v1/models?limit=1")
         return True
 
-    def wire(self, target: Target) -> Wire:
+    def wire(self, target: Target, model: str = "") -> Wire:
         return WIRES[self.default_wire]  # a choice of wires belongs to the `*_compat` types

@@ -111,6 +111,7 @@ class Target:
     max_tokens_field: str = ""  # "max_tokens" | "max_completion_tokens" | "" (the wire's own)
     region: str = ""
     project: str = ""
+    codex_path: str = ""  # "" means the server's default binary
 
 
 # -- requests ------------------------------------------------------------------------------------

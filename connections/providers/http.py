@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, ClassVar
 
@@ -26,11 +26,10 @@ from connections.providers.base import (
     Target,
 )
 from connections.providers.errors import Scrubber
-from connections.providers.wire import Decoder, Wire
+from connections.providers.wire import Decoder, Parser, Wire
 from connections.providers.wire.anthropic_messages import AnthropicMessages
 from connections.providers.wire.lenient_json import dumps, loads
 from connections.providers.wire.openai_completions import OpenAICompletions
-from connections.providers.wire.sse import SSEParser
 
 CONNECT_TIMEOUT = 10.0  # seconds, as are the next ones
 WRITE_TIMEOUT = 30.0
@@ -83,7 +82,8 @@ class HTTPProvider:
         self, client: httpx.AsyncClient, target: Target, request: ModelRequest
     ) -> AsyncIterator[Event]:
         try:
-            body = self.wire(target).body(request, max_tokens_field=target.max_tokens_field)
+            wire = self.wire(target, request.model)
+            body = wire.body(request, max_tokens_field=target.max_tokens_field)
             attempt = self._attempt(client, target, request, dumps(body))
         except ValueError:
             message = "The conversation can't be written as JSON."
@@ -102,8 +102,26 @@ class HTTPProvider:
             async for event in attempt:
                 yield event
 
-    def wire(self, target: Target) -> Wire:
+    def wire(self, target: Target, model: str = "") -> Wire:
+        """The wire for calls about `model`, "" for those about none."""
         return WIRES[target.wire or self.default_wire]
+
+    async def authorize(
+        self, client: httpx.AsyncClient, target: Target, request: httpx.Request
+    ) -> None:
+        """Puts in what authenticates: the last that is done to a request, so that it can be signed
+        as it goes. Raises ProviderError."""
+        key = target.secret.get("api_key")
+        if not key:
+            return
+        if not _HEADER_VALUE.fullmatch(key):
+            raise ProviderError(
+                ErrorKind.AUTH, "The key has characters that no key can have; it was not sent."
+            )
+        if (target.auth_header or self.wire(target).auth_header) == "bearer":
+            request.headers["authorization"] = f"Bearer {key}"
+        else:
+            request.headers["x-api-key"] = key
 
     async def lookup(self, client: httpx.AsyncClient, target: Target, path: str) -> Any:
         """The JSON of a GET. Raises ProviderError."""
@@ -112,6 +130,7 @@ class HTTPProvider:
             try:
                 async with asyncio.timeout(LOOKUP_TIMEOUT):
                     request = self._request(client, target, "GET", path, idle=LOOKUP_TIMEOUT)
+                    await self.authorize(client, target, request)
                     async with _sent(client, request) as response:
                         if response.status_code >= 300:
                             raise await _refusal(response, scrub)
@@ -134,18 +153,25 @@ class HTTPProvider:
         content: bytes,
     ) -> AsyncIterator[Event]:
         scrub = Scrubber(target)
-        wire = self.wire(target)
-        decoder = wire.decoder(scrub)
+        wire = self.wire(target, request.model)
+        parser, decoder = wire.parser(), wire.decoder(scrub)
         with _mapped(scrub):
             message = self._request(
-                client, target, "POST", wire.chat_path, idle=request.idle_timeout, content=content
+                client,
+                target,
+                "POST",
+                wire.chat_path(request.model),
+                idle=request.idle_timeout,
+                content=content,
+                headers=wire.headers,
             )
+            await self.authorize(client, target, message)
             async with _sent(client, message) as response:
                 if response.status_code >= 300:
                     raise await _refusal(response, scrub, request.model)
                 await _check_is_stream(response, scrub)
                 with _mapped(scrub, answering=True):
-                    async for event in _events(response, decoder):
+                    async for event in _events(response, parser, decoder):
                         yield event
                 if not decoder.reason:
                     raise ProviderError(ErrorKind.TRUNCATED, "The reply ended in the middle.")
@@ -160,32 +186,19 @@ class HTTPProvider:
         *,
         idle: float,
         content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Request:
+        """A request that `authorize` hasn't seen; `path` follows the base, unless it is a URL."""
         base = self.origin(target)
         if not base:
             raise ProviderError(ErrorKind.CONNECT, "The connection has no base URL.")
         timeout = httpx.Timeout(
             connect=CONNECT_TIMEOUT, read=idle, write=WRITE_TIMEOUT, pool=CONNECT_TIMEOUT
         )
-        headers = self._headers(target)
+        wire = self.wire(target).headers if headers is None else headers
+        sent = {"accept-encoding": "identity", **wire}
         if content is not None:
-            headers["content-type"] = "application/json"
-        return client.build_request(
-            method, base + path, content=content, headers=headers, timeout=timeout
-        )
-
-    def _headers(self, target: Target) -> dict[str, str]:
-        wire = self.wire(target)
-        headers = {"accept-encoding": "identity", **wire.headers}
-        if key := target.secret.get("api_key"):
-            if not _HEADER_VALUE.fullmatch(key):
-                raise ProviderError(
-                    ErrorKind.AUTH, "The key has characters that no key can have; it was not sent."
-                )
-            if (target.auth_header or wire.auth_header) == "bearer":
-                headers["authorization"] = f"Bearer {key}"
-            else:
-                headers["x-api-key"] = key
+            sent["content-type"] = "application/json"
         for name, value in target.extra_headers.items():
             name = name.lower()
             if name in RESERVED_HEADERS:
@@ -194,13 +207,15 @@ class HTTPProvider:
                 raise ProviderError(
                     ErrorKind.BAD_REQUEST, "An extra header has characters that no header can have."
                 )
-            headers[name] = value
-        return headers
+            sent[name] = value
+        url = path if path.startswith("https://") else base + path
+        return client.build_request(method, url, content=content, headers=sent, timeout=timeout)
 
 
-async def _events(response: httpx.Response, decoder: Decoder) -> AsyncIterator[Event]:
+async def _events(
+    response: httpx.Response, parser: Parser, decoder: Decoder
+) -> AsyncIterator[Event]:
     """What the decoder makes of the body. Ends with the stream, or when nothing more is to come."""
-    parser = SSEParser()
     out: list[Event] = []
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:

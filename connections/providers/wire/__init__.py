@@ -8,10 +8,21 @@ A `Wire` is one HTTP dialect. Both of them are used by more than one provider ty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from connections.providers.base import Event, ListedModel, ModelRequest
+
+
+class Parser(Protocol):
+    """Cuts the bytes of a response into events, `(name, data)`. Raises ProviderError when they
+    can't be."""
+
+    def feed(self, chunk: bytes) -> Iterable[tuple[bytes, bytes]]: ...
+
+    def close(self) -> Iterable[tuple[bytes, bytes]]:
+        """What stands unfinished at the end, where that may still be an event."""
+        ...
 
 
 class Decoder(Protocol):
@@ -22,7 +33,7 @@ class Decoder(Protocol):
     over: bool
 
     def feed(self, name: bytes, data: bytes, out: list[Event]) -> None:
-        """Appends what one server-sent event means to `out`. Raises ProviderError when it
+        """Appends what one event means to `out`. Raises ProviderError when it
         reports a failure or can't be read."""
         ...
 
@@ -35,10 +46,13 @@ class Wire(Protocol):
     name: ClassVar[str]
     auth_header: ClassVar[str]  # where the key goes unless the connection says otherwise
     headers: ClassVar[Mapping[str, str]]
-    chat_path: ClassVar[str]
     models_path: ClassVar[str]
 
+    def chat_path(self, model: str) -> str: ...
+
     def body(self, request: ModelRequest, *, max_tokens_field: str = "") -> dict[str, Any]: ...
+
+    def parser(self) -> Parser: ...
 
     def decoder(self, scrub: Callable[[str], str]) -> Decoder: ...
 

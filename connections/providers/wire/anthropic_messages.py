@@ -23,6 +23,7 @@ from connections.providers.wire import toolargs
 from connections.providers.wire.history import Entry, settle
 from connections.providers.wire.lenient_json import clean, loads
 from connections.providers.wire.numbers import count
+from connections.providers.wire.sse import SSEParser
 
 VERSION = "2023-06-01"
 MAX_BLOCKS = 1024  # in one reply
@@ -41,8 +42,10 @@ class AnthropicMessages:
     name: ClassVar[str] = "anthropic-messages"
     auth_header: ClassVar[str] = "x-api-key"
     headers: ClassVar[Mapping[str, str]] = {"anthropic-version": VERSION}
-    chat_path: ClassVar[str] = "/v1/messages"
     models_path: ClassVar[str] = "/v1/models?limit=1000"
+
+    def chat_path(self, model: str) -> str:
+        return "/v1/messages"
 
     def body(self, request: ModelRequest, *, max_tokens_field: str = "") -> dict[str, Any]:
         messages = []
@@ -67,6 +70,9 @@ class AnthropicMessages:
                 for tool in request.tools
             ]
         return body
+
+    def parser(self) -> SSEParser:
+        return SSEParser()
 
     def decoder(self, scrub: Scrubber) -> AnthropicMessagesDecoder:
         return AnthropicMessagesDecoder(scrub)

@@ -25,6 +25,7 @@ from connections.providers.wire import toolargs
 from connections.providers.wire.history import Entry, settle, tool_loop_start
 from connections.providers.wire.lenient_json import clean, dumps, loads
 from connections.providers.wire.numbers import count, positive
+from connections.providers.wire.sse import SSEParser
 
 MAX_CALLS = 128  # in one reply
 
@@ -44,8 +45,10 @@ class OpenAICompletions:
     name: ClassVar[str] = "openai-completions"
     auth_header: ClassVar[str] = "bearer"
     headers: ClassVar[Mapping[str, str]] = {}
-    chat_path: ClassVar[str] = "/chat/completions"
     models_path: ClassVar[str] = "/models"
+
+    def chat_path(self, model: str) -> str:
+        return "/chat/completions"
 
     def body(self, request: ModelRequest, *, max_tokens_field: str = "") -> dict[str, Any]:
         messages: list[dict[str, Any]] = []
@@ -68,6 +71,9 @@ class OpenAICompletions:
         if request.tools:
             body["tools"] = [_tool(tool) for tool in request.tools]
         return body
+
+    def parser(self) -> SSEParser:
+        return SSEParser()
 
     def decoder(self, scrub: Scrubber) -> OpenAICompletionsDecoder:
         return OpenAICompletionsDecoder(scrub)
