@@ -6,6 +6,8 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
+from django.contrib.auth import get_user
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import Http404, HttpRequest
@@ -58,11 +60,14 @@ class Watch:
     is_active: bool
 
 
-def watch(user_id: uuid.UUID, chat_id: uuid.UUID) -> Watch | None:
-    """Whether a person may still follow a session, with its version; None ends an open stream.
-    Three queries at most."""
-    user = User.objects.filter(pk=user_id, is_active=True).first()
-    if user is None:
+def watch(sign_in: str, chat_id: uuid.UUID) -> Watch | None:
+    """Whether the person of a sign-in (its session key) may still follow a session, with its
+    version; None ends an open stream. Asks as a new request would: a sign-out and a new password
+    end it too. Four queries at most."""
+    asking = HttpRequest()
+    asking.session = SessionStore(sign_in)
+    user = get_user(asking)
+    if not isinstance(user, User) or not user.is_active:
         return None
     row = (
         ChatSession.objects.filter(Q(owner=user) | Q(shared=True), pk=chat_id)

@@ -214,10 +214,10 @@ def _reader() -> Reader:
     return _readers[loop]
 
 
-def _checked(user_id: uuid.UUID, chat_id: uuid.UUID) -> Watch | None:
+def _checked(sign_in: str, chat_id: uuid.UUID) -> Watch | None:
     close_old_connections()
     try:
-        return watch(user_id, chat_id)
+        return watch(sign_in, chat_id)
     finally:
         # Back to the pool: a stream holds no database connection while it is open.
         connections.close_all()
@@ -228,14 +228,14 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
     """A session's events from `Last-Event-ID`, else `?after=`; `?v=` is the version the page has.
     404 before any byte for whom the session doesn't exist."""
 
-    def first_check() -> uuid.UUID:
+    def first_check() -> tuple[uuid.UUID, str]:
         try:
             readable_chat(request, workspace, chat_id)
-            return request.user.pk
+            return request.user.pk, request.session.session_key or ""
         finally:
             connections.close_all()
 
-    user_id = await sync_to_async(first_check)()
+    user_id, sign_in = await sync_to_async(first_check)()
     if _open_by_person[user_id] >= VIEWERS_A_PERSON:
         return HttpResponse(
             _("You have too many pages open. Close some and reload this one."), status=429
@@ -244,13 +244,15 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
     version = request.GET.get("v", "0")
     viewer = Viewer(after, int(version) if version.isascii() and version.isdigit() else 0)
     return StreamingHttpResponse(
-        _follow(user_id, chat_id, viewer),
+        _follow(user_id, sign_in, chat_id, viewer),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _follow(user_id: uuid.UUID, chat_id: uuid.UUID, viewer: Viewer) -> AsyncIterator[bytes]:
+async def _follow(
+    user_id: uuid.UUID, sign_in: str, chat_id: uuid.UUID, viewer: Viewer
+) -> AsyncIterator[bytes]:
     reader, loop = _reader(), asyncio.get_running_loop()
     _open_by_person[user_id] += 1
     joined = False
@@ -269,7 +271,7 @@ async def _follow(user_id: uuid.UUID, chat_id: uuid.UUID, viewer: Viewer) -> Asy
             if now - checked >= every:
                 checked = now
                 with contextlib.suppress(DatabaseError):
-                    found = await loop.run_in_executor(_checks, _checked, user_id, chat_id)
+                    found = await loop.run_in_executor(_checks, _checked, sign_in, chat_id)
                     if found is None:
                         yield CLOSED
                         return

@@ -25,7 +25,7 @@ function start() {
     if (detail.elt === composer) root.dispatchEvent(new CustomEvent("chat:sent"));
   });
   root.addEventListener("htmx:afterRequest", ({ detail }) => {
-    if (flight?.from !== detail.elt) return;
+    if (flight?.from !== detail.requestConfig.elt) return;
     const { text, files, answered } = flight;
     flight = null;
     // No answer, or one that says nothing of the text: it comes back as it was.
@@ -58,7 +58,8 @@ function start() {
     if (isChoice(detail)) choosing = true;
   });
   root.addEventListener("htmx:afterRequest", ({ detail }) => {
-    if (!isChoice(detail)) return;
+    // One that was chosen meanwhile goes next.
+    if (!isChoice(detail) || detail.requestConfig.elt.value !== detail.requestConfig.formData.get("model")) return;
     choosing = false;
     if (hurried) send();
     hurried = false;

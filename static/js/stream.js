@@ -192,8 +192,37 @@ document.addEventListener("htmx:configRequest", ({ detail }) => {
   if (root.contains(detail.elt) && detail.verb === "post") detail.parameters.since = lastTurn();
 });
 
+// Where the sender of a request has left the page, htmx finds no place for any of the answer, and
+// drops what was queued behind it. So whatever holds one that is under way stays as it is: its own
+// answer brings the same, and newer.
+const underWay = new Set();
+let answering = null;
+
+root.addEventListener("htmx:beforeRequest", ({ detail }) => underWay.add(detail.requestConfig.elt));
+root.addEventListener("htmx:afterRequest", ({ detail }) => {
+  const sender = detail.requestConfig.elt; // `detail.elt` is another one when the answer replaced it
+  underWay.delete(sender);
+  answering = null;
+  if (detail.failed && sender !== root && ![409, 422].includes(detail.xhr.status)) refetch();
+});
+
+function isAwaited(element) {
+  for (const sender of underWay)
+    if (element.contains(sender) && (sender !== answering?.requestConfig.elt || hasMoreToSay(sender))) return true;
+  return false;
+}
+
+// A second choice, made before the answer to the first, waits behind it.
+function hasMoreToSay(sender) {
+  const form = sender.form ?? sender;
+  if (!form.matches("form:has([name=connection]), #model-form")) return false;
+  const sent = answering.requestConfig.formData;
+  return [...new FormData(form)].some(([name, value]) => name !== "csrfmiddlewaretoken" && value !== sent.get(name));
+}
+
 // A turn that is new here gets its place before htmx looks for it.
 root.addEventListener("htmx:beforeSwap", ({ detail, target }) => {
+  answering = detail;
   // The reason of a refusal is part of the answer.
   if (detail.xhr.status === 409) Object.assign(detail, { shouldSwap: true, isError: false });
   if (!detail.shouldSwap || target.id === "older") return;
@@ -214,10 +243,10 @@ root.addEventListener("htmx:oobBeforeSwap", ({ detail, target }) => {
     blend(target, fresh);
   } else if (target.id === "waiting-box") {
     detail.shouldSwap = false;
-    blendWaiting(target, fresh);
+    if (!isAwaited(target)) blendWaiting(target, fresh);
   } else if (target.id === "chat-state") {
     takeState(fresh.dataset);
-  } else if (plain(target) === plain(fresh) || isBeingEdited(target)) {
+  } else if (plain(target) === plain(fresh) || isBeingEdited(target) || isAwaited(target)) {
     detail.shouldSwap = false;
   } else {
     keepFocus(target);
@@ -259,14 +288,14 @@ function takeState(fresh) {
 // that grows here isn't set back to what the server had stored a moment ago.
 function blend(shown, fresh) {
   const wanted = [...fresh.children];
-  for (const child of [...shown.children]) if (!wanted.some(({ id }) => id === child.id)) child.remove();
+  for (const child of [...shown.children]) if (!wanted.some(({ id }) => id === child.id) && !isAwaited(child)) child.remove();
   wanted.forEach((item, index) => {
     const old = document.getElementById(item.id);
     if (!old || !transcript.contains(old)) place(item, shown, index);
     else {
       if (shown.children[index] !== old) shown.insertBefore(old, shown.children[index] ?? null);
       if (old.dataset.role === "assistant") blendReply(old, item);
-      else if (plain(old) !== plain(item)) {
+      else if (plain(old) !== plain(item) && !isAwaited(old)) {
         place(item, shown, index);
         old.remove();
       }

@@ -32,7 +32,7 @@ def test_from_the_first_run_to_a_steered_and_a_queued_message(
         page.get_by_label("Name").fill("Ours")
         page.get_by_label("Base URL").fill(fakes.openai)
         page.locator("#id_api_key").fill(fakes.good_key)
-        page.get_by_label("Models").fill("tools-3-2s\necho")
+        page.get_by_label("Models").fill("tools-9-2s\necho")
         page.get_by_label("Default model").fill("echo")
         page.get_by_label("Messages sent mid-stream").select_option("steer")
         page.get_by_role("button", name="Save and validate").click()
@@ -44,7 +44,7 @@ def test_from_the_first_run_to_a_steered_and_a_queued_message(
         root, draft = page.locator("[data-session]"), page.locator("#draft")
         expect(root).to_have_attribute("data-connection", "ours")
         expect(root).to_have_attribute("data-locked", "false")
-        page.locator("select[name=model]").select_option("tools-3-2s")
+        page.locator("select[name=model]").select_option("tools-9-2s")
         session = page.url
         draft.fill("Look at the clock")
         draft.press("Enter")
@@ -68,7 +68,7 @@ def test_from_the_first_run_to_a_steered_and_a_queued_message(
         expect(page.locator("#turn-1")).to_contain_text("You added: In UTC", timeout=60_000)
         expect(page.locator("#turn-2")).to_contain_text("And then a song", timeout=60_000)
         expect(page.locator("#waiting > li")).to_have_count(0)
-        expect(page.locator("#turn-2")).to_contain_text("Done after 3", timeout=60_000)
+        expect(page.locator("#turn-2")).to_contain_text("Done after 9", timeout=60_000)
         expect(root).to_have_attribute("data-turn-state", "done")
         assert page.url == session
         assert complaints == []

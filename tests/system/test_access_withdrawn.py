@@ -117,6 +117,24 @@ def test_a_foreign_stream_is_not_found_before_a_byte(parts: Parts, member):
     assert stranger.text == ""
 
 
+def test_signing_out_closes_the_streams_of_that_browser_alone(parts: Parts, member):
+    email, client = member()
+    elsewhere = parts.sign_in(email, ADMIN["password"])
+    chat = Chat(parts, client=client)
+    stream = Follower(client, f"{chat.url}stream/")
+    other = Follower(elsewhere, f"{chat.url}stream/")
+    wait_for(lambda: stream.has_begun and other.has_begun, what="both streams have begun")
+    client.post("/accounts/logout/")
+    wait_for(lambda: stream.ended_at, WITHIN, "the stream is closed")
+    assert "event: closed" in stream.text
+    assert not other.ended_at
+    change = {"oldpassword": ADMIN["password"], "password1": "eleven-blue-herons-walk"}
+    change["password2"] = change["password1"]
+    third = parts.sign_in(email, ADMIN["password"])
+    assert third.post("/accounts/password/change/", data=change).status_code == 302
+    wait_for(lambda: other.ended_at, WITHIN, "a new password closes the others")
+
+
 def test_unsharing_closes_the_colleagues_stream(parts: Parts, member):
     _, client = member()
     chat = Chat(parts)

@@ -75,9 +75,14 @@ def test_frozen_pages_and_sends_answer_within_three_seconds(parts: Parts, worker
     chats = [Chat(parts) for _ in range(3)]
     if worker == "is busy":  # then what is sent can only wait
         parts.freeze("worker")
+    account = {"login": ADMIN["email"], "password": ADMIN["password"]}
+    # A password takes its time to check, on a busy machine more: that isn't the store's doing.
+    (earlier := parts.client()).get("/accounts/login/")
+    started = time.monotonic()
+    earlier.post("/accounts/login/", data=account)
+    password = time.monotonic() - started
     parts.freeze("valkey")
     slowest: dict[str, float] = {}
-    account = {"login": ADMIN["email"], "password": ADMIN["password"]}
     for chat in chats:
         (newcomer := parts.client()).get("/accounts/login/")
         for what, act in {
@@ -94,6 +99,7 @@ def test_frozen_pages_and_sends_answer_within_three_seconds(parts: Parts, worker
             slowest[what] = max(slowest.get(what, 0), time.monotonic() - started)
         assert len(chat.messages()) == 1  # saved
     print({what: round(seconds, 2) for what, seconds in slowest.items()})
+    assert slowest.pop("sign in") <= 3 + password
     assert max(slowest.values()) <= 3
     if worker == "is busy":
         assert Page(chats[0]).state == "pending"

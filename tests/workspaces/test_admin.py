@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from allauth.account.models import EmailAddress
 from django.apps import apps
@@ -104,7 +106,8 @@ def test_an_instance_admin_reads_every_page_and_no_secret(model, rows, as_alice)
     for page in pages:
         response = as_alice.get(page)
         assert response.status_code == 200, page
-        text = response.content.decode()
+        # Random texts of every page hold any three characters once in a while.
+        text = re.sub(r'nonce="[^"]*"|value="\w{64}"', "", response.content.decode())
         for secret in (KEY, KEY[-4:], "sealed-canary", "MD5", "md5$"):
             assert secret not in text.replace("algorithm</strong>: <bdi>md5", "")
         assert "<bdi>b&#x27;" not in text

@@ -11,8 +11,8 @@ from tests.system.attacks.listener import Listener, reply
 from tests.system.attacks.server import FORM
 from tests.system.harness import wait_for
 
-KEYS = ("sk-fake-good-audit-11aa", "sk-fake-good-audit-22bb")
-HEADER = "header-audit-33cc"
+KEYS = ("sk-fake-good-audit-vwxy", "sk-fake-good-audit-rstu")
+HEADER = "header-audit-klmn"
 TRIGGER = """
 CREATE TRIGGER no_audit BEFORE INSERT ON workspaces_auditevent
 BEGIN SELECT RAISE(ABORT, 'the audit is full'); END
