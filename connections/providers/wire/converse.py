@@ -168,8 +168,13 @@ def full_id(model: str, region: str) -> str:
 def vendor(model: str) -> str:
     """Whose a model is: `meta` for `us.meta.llama4-…`, also in the ARN of a model or profile. ""
     where the id doesn't tell."""
-    maker, dot, _ = _PREFIX.sub("", model.rpartition("/")[2], count=1).partition(".")
+    maker, dot, _ = without_geography(model.rpartition("/")[2]).partition(".")
     return maker if dot else ""
+
+
+def without_geography(model: str) -> str:
+    """`anthropic.claude-…` of the inference profile `us.anthropic.claude-…`."""
+    return _PREFIX.sub("", model, count=1)
 
 
 def talks(entry: Mapping[str, Any]) -> bool:
