@@ -414,14 +414,11 @@ class Bedrock:
 
 def frame(headers: Mapping[str, str], payload: bytes) -> bytes:
     """A message of the event stream."""
-    head = b"".join(
-        struct.pack(">B", len(name))
-        + name.encode()
-        + struct.pack(">BH", 7, len(value))
-        # a value is bytes of UTF-8, so its length is theirs
-        + value.encode()
-        for name, value in headers.items()
-    )
+    head = b""
+    for name, text in headers.items():
+        value = text.encode()
+        head += struct.pack(">B", len(name)) + name.encode()
+        head += struct.pack(">BH", 7, len(value)) + value
     prelude = struct.pack(">II", 16 + len(head) + len(payload), len(head))
     message = prelude + struct.pack(">I", zlib.crc32(prelude)) + head + payload
     return message + struct.pack(">I", zlib.crc32(message))

@@ -37,11 +37,12 @@ class EventStreamParser:
     `max_message`, is damaged, or is none.
     """
 
-    __slots__ = ("_buffer", "_max", "_total")
+    __slots__ = ("_buffer", "_max", "_seen", "_total")
 
     def __init__(self, max_message: int = MAX_MESSAGE) -> None:
         self._max = max_message
         self._buffer = bytearray()
+        self._seen: tuple[bytes, bytes] = (b"", b"")  # headers of the last event, and its name
         self._total = 0  # length of the message that the buffer begins with, 0 while unknown
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
@@ -81,14 +82,20 @@ class EventStreamParser:
         if crc32(memoryview(message)[:end]) != _CRC.unpack_from(message, end)[0]:
             raise _damaged("its checksum is wrong")
         payload = _PRELUDE.size + _PRELUDE.unpack_from(message)[1]
-        headers = _headers(message[_PRELUDE.size : payload])
+        head = message[_PRELUDE.size : payload]
+        seen, name = self._seen
+        if head == seen:  # most events of a reply are of one kind
+            return name, message[payload:end]
+        headers = _headers(head)
         kind = headers.get(b":message-type")
         if kind == b"exception":
             return EXCEPTION + headers.get(b":exception-type", b""), message[payload:end]
         if kind == b"error":  # it has no payload: all that is known stands in the headers
             said = headers.get(b":error-message", b"").decode("utf-8", "replace")
             return EXCEPTION + headers.get(b":error-code", b""), dumps({"message": said})
-        return headers.get(b":event-type", b""), message[payload:end]
+        name = headers.get(b":event-type", b"")
+        self._seen = (head, name)
+        return name, message[payload:end]
 
 
 def _headers(data: bytes) -> dict[bytes, bytes]:
