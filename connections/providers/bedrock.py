@@ -139,6 +139,8 @@ class Bedrock(HTTPProvider):
         if not all(re.fullmatch(r"[\x21-\x7e]*", part) for part in (key.id, key.token)):
             message = "The credentials have characters that none can have; nothing was sent."
             raise ProviderError(ErrorKind.AUTH, message)
+        if not request.url.host:
+            raise ProviderError(ErrorKind.CONNECT, "The address can't be used.")
         service = "bedrock"
         if not target.base_url and request.url.host.startswith("sts."):
             service = "sts"

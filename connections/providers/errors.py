@@ -354,7 +354,8 @@ def _details(payload: Any) -> tuple[str, list[str], str]:
     if not isinstance(error, dict):
         error = payload
     message = next((text for key in _MESSAGES if isinstance(text := error.get(key), str)), "")
-    codes = [str(code) for key in _CODES if isinstance(code := error.get(key), str | int)]
+    found = [code for key in _CODES if isinstance(code := error.get(key), str | int)]
+    codes = [str(code).rpartition("#")[2] for code in found]  # AWS puts a namespace before
     param = error.get("param")
     return message, codes, param if isinstance(param, str) else ""
 

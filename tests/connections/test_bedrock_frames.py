@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 import zlib
@@ -20,7 +21,7 @@ def read(data: bytes, cuts: list[int] | None = None) -> list[tuple[bytes, bytes]
     parser = EventStreamParser()
     events = []
     edges = [0, *(cuts or []), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         events += parser.feed(data[start:end])
     return events + list(parser.close())
 
