@@ -219,8 +219,11 @@ def _user(entry: Entry, maker: str) -> list[dict[str, Any]]:
 
 def _result(result: Part, maker: str) -> dict[str, Any]:
     text = result["text"] if result["text"].strip() else "(no output)"  # a blank one is refused
+    failed = bool(result.get("is_error"))
+    if failed and maker in _NO_STATUS:
+        text = dumps({"error": text}).decode()
     block: dict[str, Any] = {"toolUseId": _tool_id(result["id"]), "content": [{"text": text}]}
-    if result.get("is_error") and maker not in _NO_STATUS:
+    if failed and maker not in _NO_STATUS:
         block["status"] = "error"
     return {"toolResult": block}
 
