@@ -296,6 +296,8 @@ LOGGING = {
             name: {"level": "WARNING"}
             for name in ("httpx", "httpcore", "django.db.backends", "markdown_it", "PIL", "asyncio")
         },
+        # At DEBUG it logs what it signs, the session token included, and what its chain is told.
+        "botocore": {"level": "WARNING"},
         "celery": {"level": "INFO" if DEBUG else "WARNING"},
         "kombu": {"level": "WARNING"},
         "amqp": {"level": "WARNING"},

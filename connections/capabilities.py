@@ -21,6 +21,7 @@ from genai_prices.types import Provider as PriceList
 from connections.choices import ProviderType
 from connections.models import DEFAULT_CONTEXT_WINDOW, Connection, WorkspaceConnection
 from connections.providers.base import Usage
+from connections.providers.wire.converse import full_id, without_geography
 
 DEFAULT_MAX_OUTPUT = 4_096
 
@@ -128,12 +129,21 @@ def first_model(connection: Connection, row: WorkspaceConnection | None) -> str:
 
 
 def _listed(connection: Connection, model: str) -> tuple[PriceList, ModelInfo] | None:
+    if connection.provider_type == ProviderType.BEDROCK:
+        return _find_on_aws(full_id(model, connection.aws_region)) if model else None
     if ProviderType(connection.provider_type).is_compat:
         host = urlsplit(connection.base_url).hostname or ""
         name = _PRICE_LISTS_BY_HOST.get(host)
     else:
         name = _PRICE_LISTS[ProviderType(connection.provider_type)]
     return _find(name, model) if name and model else None
+
+
+def _find_on_aws(model: str) -> tuple[PriceList, ModelInfo] | None:
+    """By the id in an ARN; a geography that the table doesn't have costs what `us` does."""
+    model = model.rpartition("/")[2]
+    aws = _PRICE_LISTS[ProviderType.BEDROCK]
+    return _find(aws, model) or _find(aws, f"us.{without_geography(model)}")
 
 
 @functools.lru_cache(maxsize=4_096)

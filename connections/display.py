@@ -34,7 +34,7 @@ def _health_sentence(connection: Connection, status: Status) -> Sentence | None:
     if status in (Status.INCOMPLETE, Status.SEALED):
         return sentence(status.value)
     if status == Status.FAILED:
-        return sentence(connection.health_error)
+        return sentence(connection.health_error, connection.auth_type)
     return None
 
 
@@ -126,13 +126,13 @@ class Health:
             status=status,
             sentence=_health_sentence(connection, status),
             probe=last,
-            rungs=_rungs(last, running=status == Status.CHECKING) if last else [],
+            rungs=_rungs(last, connection, running=status == Status.CHECKING) if last else [],
             words=_words(last) if last else [],
             bars=[_bar(probe) for probe in reversed(probes) if probe.finished_at],
         )
 
 
-def _rungs(probe: ProbeResult, *, running: bool) -> list[RungShown]:
+def _rungs(probe: ProbeResult, connection: Connection, *, running: bool) -> list[RungShown]:
     climbed = {rung["rung"]: rung for rung in probe.rungs}
     shown = []
     for rung in Rung:
@@ -145,7 +145,9 @@ def _rungs(probe: ProbeResult, *, running: bool) -> list[RungShown]:
             running = False  # only the next one is under way
             continue
         failed = found["outcome"] == Outcome.FAILED
-        said = sentence(found.get("kind", "")).text if failed else found.get("detail", "")
+        said = found.get("detail", "")
+        if failed:
+            said = sentence(found.get("kind", ""), connection.auth_type).text
         shown.append(RungShown(str(rung.label), found["outcome"], found.get("ms"), said))
     return shown
 

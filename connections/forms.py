@@ -39,7 +39,7 @@ _BASE_URLS = {
     ProviderType.ANTHROPIC_COMPAT: "https://llm.example.com",
     ProviderType.OPENAI: "https://api.openai.com/v1",
     ProviderType.OPENAI_COMPAT: "https://llm.example.com/v1",
-    ProviderType.BEDROCK: "",
+    ProviderType.BEDROCK: "https://bedrock-runtime.us-east-1.amazonaws.com",
     ProviderType.VERTEX: "",
 }
 _SECRET_HELP = {
@@ -317,7 +317,12 @@ class ConnectionForm(forms.Form):
             "inputmode": "url",
             "spellcheck": "false",
         }
-        if not base_url.required:
+        if self._own_cloud():
+            base_url.help_text = _(
+                "Only for a private endpoint or a proxy: all calls then go there. Leave empty for "
+                "the provider's own addresses."
+            )
+        elif not base_url.required:
             base_url.help_text = _("Leave empty for the provider's own address.")
         fields["default_model"].required = self.provider.is_compat
         fields["aws_region"].widget.attrs["placeholder"] = "us-east-1"
@@ -362,6 +367,9 @@ class ConnectionForm(forms.Form):
         except ValueError:
             return False
 
+    def _own_cloud(self) -> bool:
+        return self.provider in (ProviderType.BEDROCK, ProviderType.VERTEX)
+
     def _needs_base_url(self) -> bool:
         return self.provider.is_compat or self.auth == AuthType.API_KEY_WITH_ENDPOINT
 
@@ -369,9 +377,10 @@ class ConnectionForm(forms.Form):
     def groups(self) -> list[Group]:
         """The fields that the chosen provider and auth type have, under their headings."""
         provider, compat = self.provider, self.provider.is_compat
-        own_cloud = provider in (ProviderType.BEDROCK, ProviderType.VERTEX)
+        # For the clouds an address is a rare need, but one that is set must be seen.
+        folds_base_url = self._own_cloud() and not self._now("base_url")
         where = ["provider_type auth_type"]
-        if not own_cloud:
+        if not folds_base_url:
             where.append("base_url")
         if compat:
             where.append("custom_endpoint_api")
@@ -384,7 +393,7 @@ class ConnectionForm(forms.Form):
         folded = ["extra_headers"]
         if compat:
             folded = ["auth_header max_tokens_field", *folded]
-        if own_cloud:
+        if folds_base_url:
             folded = ["base_url", *folded]
         credentials = _SECRET_HELP.get(
             self.auth, _("Encrypted, sent to this provider and address only, never shown again.")

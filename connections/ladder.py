@@ -227,9 +227,13 @@ class _Climb:
         try:
             listed = await self.subject.provider.list_models(self.client, self.subject.target)
         except ProviderError as error:
-            if error.kind not in _NO_SUCH_CALL:
+            if error.kind is ErrorKind.FORBIDDEN:
+                # Rights are given call by call: a chat may be permitted all the same.
+                detail = _("The provider doesn't permit this connection to list its models.")
+            elif error.kind in _NO_SUCH_CALL:
+                detail = _("The provider doesn't list its models.")
+            else:
                 raise
-            detail = _("The provider doesn't list its models.")
             self._note(Rung.MODELS, Outcome.NOT_TESTED, detail=detail)
             return
         if self.subject.target.auth_type == AuthType.NONE:

@@ -1,7 +1,8 @@
 """What a person reads when a connection can't be used or a call failed: what happened, what to do.
 
 `sentence(kind)` knows every `ErrorKind` of a provider call and every `Reason` for which no call is
-made at all. A provider's own words never stand in them.
+made at all, in the words of a key; where a connection authenticates otherwise, `sentence(kind,
+auth_type)` has the fitting ones. A provider's own words never stand in them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from django.utils.translation import gettext_lazy as _
 
+from connections.choices import AuthType
 from connections.providers.base import ErrorKind
 
 
@@ -66,14 +68,43 @@ class Sentence:
         return title[:1].lower() + title[1:]
 
 
-def sentence(kind: str) -> Sentence:
+def sentence(kind: str, auth_type: str = "") -> Sentence:
     """The sentence of an `ErrorKind` or `Reason`; an unknown kind (a row of a newer version) gets
     that of an unexpected fault."""
-    return _SENTENCES.get(kind, _SENTENCES[Reason.INTERNAL])
+    fitting = _BY_AUTH.get((auth_type, kind))
+    return fitting or _SENTENCES.get(kind, _SENTENCES[Reason.INTERNAL])
 
 
 _ASK_ADMIN = _("Ask an admin to look at this connection.")
 _TRY_AGAIN = _("Try again in a moment.")
+
+# (auth type, kind): where nobody can paste a key.
+_BY_AUTH: dict[tuple[str, str], Sentence] = {
+    (AuthType.IAM_CREDENTIALS, ErrorKind.AUTH): Sentence(
+        _("Credentials rejected"),
+        _("AWS rejected these IAM credentials: wrong, deactivated or expired."),
+        _("Enter the access key again, with its session token if it is temporary, then validate."),
+        _("Ask an admin to enter new ones."),
+    ),
+    (AuthType.IAM_CREDENTIALS, ErrorKind.FORBIDDEN): Sentence(
+        _("Not permitted"),
+        _("AWS knows these IAM credentials, but doesn't permit this."),
+        _("Allow bedrock:InvokeModelWithResponseStream on the model in IAM, then validate again."),
+        _ASK_ADMIN,
+    ),
+    (AuthType.ENVIRONMENT, ErrorKind.AUTH): Sentence(
+        _("Credentials rejected"),
+        _("The server's own credentials are missing or expired, or the provider rejected them."),
+        _("Have the operator renew them in the worker's environment, then validate again."),
+        _ASK_ADMIN,
+    ),
+    (AuthType.ENVIRONMENT, ErrorKind.FORBIDDEN): Sentence(
+        _("Not permitted"),
+        _("The provider knows the server's own credentials, but doesn't permit this."),
+        _("Give the server's account or role access to the model, then validate again."),
+        _ASK_ADMIN,
+    ),
+}
 
 _SENTENCES: dict[str, Sentence] = {
     ErrorKind.AUTH: Sentence(

@@ -92,7 +92,7 @@ _HOST = re.compile(
     r"(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)*\.?"
 )
 _PATH = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*")
-_AWS_REGION = re.compile(r"[a-z]{2}(-[a-z]{2,12}){1,3}-[0-9]{1,2}")
+_AWS_REGION = re.compile(r"([a-z]{2}|eusc)(-[a-z]{2,12}){1,3}-[0-9]{1,2}")
 _GCP_REGION = re.compile(r"global|us|eu|[a-z]{2,20}-[a-z]{3,20}[0-9]{1,2}")
 _GCP_PROJECT = re.compile(r"[a-z][a-z0-9-]{4,28}[a-z0-9]")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")

@@ -48,10 +48,13 @@ class ShownTurn:
     messages: list[Shown]
     is_last: bool = False
     seam: bool = False  # what stands before this turn no longer reaches the model
+    auth_type: str = ""  # of the session's connection
 
     @property
     def problem(self) -> Sentence | None:
-        return sentence(self.turn.error_kind) if self.turn.state == Turn.State.FAILED else None
+        if self.turn.state != Turn.State.FAILED:
+            return None
+        return sentence(self.turn.error_kind, self.auth_type)
 
     @property
     def took(self) -> float | None:
@@ -267,6 +270,8 @@ def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0)
         older = page[-1].number
     page.reverse()
     shown = _shown(page)
+    for one in shown:
+        one.auth_type = chat.connection.auth_type if chat.connection else ""
     if shown and not before:
         shown[-1].is_last = True
     growing = next((m.message for t in shown for m in t.messages if m.is_growing), None)

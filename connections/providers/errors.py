@@ -66,6 +66,41 @@ _BY_CODE = {
     "exceed_context_size_error": ErrorKind.CONTEXT_TOO_LONG,  # llama.cpp
     "unsupported_country_region_territory": ErrorKind.FORBIDDEN,
 }
+# What AWS calls an exception: in the header x-amzn-errortype, in the frame of an event stream or in
+# the body (`__type`, or `Code` of STS).
+_BY_AWS_NAME = {
+    "AccessDenied": ErrorKind.FORBIDDEN,
+    "AccessDeniedException": ErrorKind.FORBIDDEN,
+    "ExpiredToken": ErrorKind.AUTH,
+    "ExpiredTokenException": ErrorKind.AUTH,
+    "IncompleteSignature": ErrorKind.AUTH,
+    "IncompleteSignatureException": ErrorKind.AUTH,
+    "InternalFailure": ErrorKind.SERVER,
+    "InternalServerException": ErrorKind.SERVER,
+    "InvalidClientTokenId": ErrorKind.AUTH,
+    "InvalidSignatureException": ErrorKind.AUTH,
+    "MissingAuthenticationToken": ErrorKind.AUTH,
+    "MissingAuthenticationTokenException": ErrorKind.AUTH,
+    "ModelErrorException": ErrorKind.SERVER,
+    "ModelNotReadyException": ErrorKind.OVERLOADED,
+    "ModelStreamErrorException": ErrorKind.SERVER,
+    "ModelTimeoutException": ErrorKind.TIMEOUT,
+    "NotAuthorized": ErrorKind.FORBIDDEN,
+    "OptInRequired": ErrorKind.FORBIDDEN,
+    "RequestExpired": ErrorKind.AUTH,
+    "RequestTimeoutException": ErrorKind.TIMEOUT,
+    "ResourceNotFoundException": ErrorKind.MODEL_NOT_FOUND,
+    "ServiceQuotaExceededException": ErrorKind.QUOTA,
+    "ServiceUnavailable": ErrorKind.OVERLOADED,
+    "ServiceUnavailableException": ErrorKind.OVERLOADED,
+    "SignatureDoesNotMatch": ErrorKind.AUTH,
+    "Throttling": ErrorKind.RATE_LIMITED,
+    "ThrottlingException": ErrorKind.RATE_LIMITED,
+    "TooManyRequestsException": ErrorKind.RATE_LIMITED,
+    "UnknownOperationException": ErrorKind.ENDPOINT_NOT_FOUND,
+    "UnrecognizedClientException": ErrorKind.AUTH,
+    "ValidationException": ErrorKind.BAD_REQUEST,
+}
 # Used only where there is no status to go by: in the middle of a stream.
 _BY_CODE_IN_STREAM = {
     "api_error": ErrorKind.SERVER,
@@ -78,7 +113,29 @@ _PREFIXES = (
     ("your credit balance is too low", ErrorKind.QUOTA),  # Anthropic
     ("this model's maximum context length is", ErrorKind.CONTEXT_TOO_LONG),  # vLLM
 )
+# AWS has one name for many reasons, and none for a Bedrock API key that is wrong.
+_AWS_PREFIXES = (
+    *_PREFIXES,
+    ("input is too long", ErrorKind.CONTEXT_TOO_LONG),
+    ("input tokens exceeded", ErrorKind.CONTEXT_TOO_LONG),
+    ("too many input tokens", ErrorKind.CONTEXT_TOO_LONG),
+    ("1 validation error detected: value at 'body' failed", ErrorKind.TOO_LARGE),
+    ("1 validation error detected: value at 'modelid' failed", ErrorKind.MODEL_NOT_FOUND),
+    ("the provided model identifier is invalid", ErrorKind.MODEL_NOT_FOUND),
+    ("could not resolve the foundation model", ErrorKind.MODEL_NOT_FOUND),
+    ("invocation of model id", ErrorKind.MODEL_NOT_FOUND),  # only by its inference profile
+    ("model use case details have not been submitted", ErrorKind.FORBIDDEN),
+    ("too many tokens per day", ErrorKind.QUOTA),
+    ("authentication failed", ErrorKind.AUTH),
+    ("bearer token has expired", ErrorKind.AUTH),
+    ("invalid api key", ErrorKind.AUTH),
+)
+_MODEL_SAID = (
+    "The model returned the following errors: "  # AWS before the words of the model's host
+)
 
+_MESSAGES = ("message", "Message", "detail")
+_CODES = ("code", "type", "Code", "__type")
 _TAGS = re.compile(r"(?is)<(script|style)\b.*?(</\1\s*>|\Z)|<!--.*?(-->|\Z)|<[^>]*(>|\Z)")
 _MASKED = re.compile(r"\S*\*{3,}\S*")  # a key as providers quote it: sk-ab****wxyz
 
@@ -159,12 +216,16 @@ def from_response(
     except ValueError:
         payload = None
     message, codes, param = _details(payload)
+    aws = aws_name(headers.get("x-amzn-errortype", ""))
+    codes = [aws, *codes] if aws else codes
     kind = _BY_STATUS.get(status) or (ErrorKind.SERVER if status >= 500 else ErrorKind.BAD_REQUEST)
     if kind is ErrorKind.ENDPOINT_NOT_FOUND and model and (param == "model" or model in message):
         kind = ErrorKind.MODEL_NOT_FOUND
     if status == 400:
         kind = _by_prefix(message) or kind
     kind = next((_BY_CODE[code] for code in codes if code in _BY_CODE), kind)
+    if name := next((code for code in map(aws_name, codes) if code in _BY_AWS_NAME), ""):
+        kind = _by_aws_name(name, message) or kind
     if not message:
         message = excerpt(body)
     elif param and param not in message:
@@ -186,6 +247,35 @@ def from_payload(
         )
     kind = _by_prefix(message) or kind or otherwise
     return ProviderError(kind, scrub(message), code=scrub(codes[0])[:100] if codes else "")
+
+
+def from_aws_exception(name: str, payload: bytes, scrub: Scrubber) -> ProviderError:
+    """The error that an exception in the middle of AWS's event stream means. `name` is its type,
+    `payload` its JSON: `{"message"}`, for a model's own fault also `{"originalMessage"}`."""
+    try:
+        said = loads(payload)
+    except ValueError:
+        said = None
+    said = said if isinstance(said, dict) else {}
+    texts = [text for key in ("message", "Message") if isinstance(text := said.get(key), str)]
+    message = texts[0] if texts else excerpt(payload)
+    name = aws_name(name)
+    kind = _by_aws_name(name, message) or ErrorKind.SERVER
+    if isinstance(original := said.get("originalMessage"), str) and original not in message:
+        message = f"{message} ({original})"
+    return ProviderError(kind, scrub(message), code=scrub(name)[:100])
+
+
+def aws_name(text: str) -> str:
+    """`ThrottlingException` of `throttlingException`, `ThrottlingException:http://…` and
+    `com.amazon.coral#ThrottlingException`."""
+    name = text.partition(":")[0].rpartition("#")[2].strip()
+    return name[:1].upper() + name[1:]
+
+
+def _by_aws_name(name: str, message: str) -> ErrorKind | None:
+    found = _by_prefix(message.removeprefix(_MODEL_SAID), _AWS_PREFIXES)
+    return found or _BY_AWS_NAME.get(name)
 
 
 def from_exception(error: Exception, scrub: Scrubber, *, answering: bool) -> ProviderError:
@@ -235,7 +325,8 @@ def retry_after(value: str | None) -> float | None:
 
 def request_id(headers: Mapping[str, str]) -> str:
     """The id to quote to the provider's support, "" if it gave none."""
-    value = headers.get("request-id") or headers.get("x-request-id") or ""
+    names = ("request-id", "x-request-id", "x-amzn-requestid")
+    value = next((found for name in names if (found := headers.get(name))), "")
     return value if re.fullmatch(r"[\x21-\x7e]{1,100}", value) else ""
 
 
@@ -252,25 +343,28 @@ def _details(payload: Any) -> tuple[str, list[str], str]:
     {"error": {"message", "type", "code", "param"}}      OpenAI
     {"error": "…"}  {"object": "error", "message", …}    Ollama, LM Studio, older vLLM
     {"detail": "…"}  {"message": "…"}                    gateways
+    {"message" or "Message", "__type"}                   AWS
+    {"Error": {"Code", "Message"}}                       STS
     """
     if not isinstance(payload, dict):
         return "", [], ""
-    error = payload.get("error")
+    error = payload.get("error") or payload.get("Error")
     if isinstance(error, str):
         return error, [], ""
     if not isinstance(error, dict):
         error = payload
-    message = next(
-        (text for key in ("message", "detail") if isinstance(text := error.get(key), str)), ""
-    )
-    codes = [str(code) for key in ("code", "type") if isinstance(code := error.get(key), str | int)]
+    message = next((text for key in _MESSAGES if isinstance(text := error.get(key), str)), "")
+    found = [code for key in _CODES if isinstance(code := error.get(key), str | int)]
+    codes = [str(code).rpartition("#")[2] for code in found]  # AWS puts a namespace before
     param = error.get("param")
     return message, codes, param if isinstance(param, str) else ""
 
 
-def _by_prefix(message: str) -> ErrorKind | None:
+def _by_prefix(
+    message: str, prefixes: tuple[tuple[str, ErrorKind], ...] = _PREFIXES
+) -> ErrorKind | None:
     start = message[:60].lower()
-    return next((kind for prefix, kind in _PREFIXES if start.startswith(prefix)), None)
+    return next((kind for prefix, kind in prefixes if start.startswith(prefix)), None)
 
 
 def _host(location: str) -> str:

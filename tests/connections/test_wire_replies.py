@@ -387,11 +387,13 @@ async def test_a_list_of_models_is_read_with_care(payload, listed):
 
 
 def test_types_that_are_not_in_this_build_are_absent():
-    assert sorted(providers.PROVIDERS) == ["anthropic", "anthropic_compat", "openai_compat"]
+    assert sorted(providers.PROVIDERS) == [
+        *("anthropic", "anthropic_compat", "bedrock", "openai_compat")
+    ]
     for name, provider in providers.PROVIDERS.items():
         assert provider.provider_type == name
     with pytest.raises(KeyError):
-        providers.get("bedrock")
+        providers.get("copilot")
 
 
 def test_the_anthropic_type_has_its_own_address_and_one_wire():

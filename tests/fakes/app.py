@@ -8,6 +8,7 @@ Endpoints (the base URL of a connection is the part before the slash-slash):
     /anthropic          //v1/messages, //v1/models      x-api-key
     /anthropic-bearer   the same                        Bearer key
     /anthropic-nokey    the same                        no key
+    /bedrock            tests.fakes.bedrock             SigV4, or a Bearer key
 
 Keys that begin with `sk-fake-good` are right, all others are 401. What happens is chosen by the
 model's name (tests.fakes.models; GET …/models lists them).
@@ -26,7 +27,7 @@ from typing import Any
 
 import orjson
 
-from tests.fakes import models
+from tests.fakes import bedrock, models
 from tests.fakes.http import Cut, Exchange, Hang, Server
 from tests.fakes.http import Step as Chunk
 from tests.fakes.wires import Anthropic, Asked, OpenAI, Refusal
@@ -44,6 +45,7 @@ ENDPOINTS = {
     "/anthropic-nokey/v1": (Anthropic(), ""),
 }
 SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
+SECRET_HEADERS += ("x-amz-security-token",)
 
 
 def key_hash(key: str) -> str:
@@ -87,6 +89,9 @@ class App:
             self._control(exchange)
             return
         record = self._record(exchange)
+        if place := bedrock.place_of(exchange):
+            bedrock.handle(self, exchange, place, record)
+            return
         base, _, rest = exchange.path.partition("/v1/")
         wire, auth = ENDPOINTS.get(f"{base}/v1", (OpenAI(), ""))
         try:
@@ -125,7 +130,8 @@ class App:
         first = next(steps)  # raises what is refused before the reply begins
         reply = wire.reply(asked, record["n"])
         record["status"] = 200
-        headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        stream = getattr(wire, "content_type", "text/event-stream; charset=utf-8")
+        headers = {"content-type": stream, "cache-control": "no-cache"}
         headers["x-request-id"] = f"req_fake_{record['n']}"
         exchange.play(chunks(first, steps, reply, asked, record), headers)
 

@@ -64,6 +64,8 @@ class Exchange:
         for step in self._steps:
             if type(step) is bytes:
                 transport.write(b"%x\r\n%b\r\n" % (len(step), step))
+                if transport.is_closing():  # nothing would ever pause an endless reply
+                    return
                 if self._connection.paused:
                     self._wait_for_drain = True
                     return

@@ -379,6 +379,19 @@ def max_completion_tokens(context: Context) -> Iterator[Step]:
     yield from echo(context)
 
 
+def no_tools(context: Context) -> Iterator[Step]:
+    if context.asked.tools:
+        raise Refusal("bad_request", "This model doesn't support tool use in streaming mode.")
+    yield from echo(context)
+
+
+def no_system(context: Context) -> Iterator[Step]:
+    if context.asked.system:
+        message = "This model doesn't support system messages. Try again without a system message."
+        raise Refusal("bad_request", message)
+    yield from echo(context)
+
+
 def endless(context: Context) -> Iterator[Step]:
     text = "word " * 200
     while True:
@@ -472,6 +485,8 @@ MODELS = tuple(
             "refuses max_tokens, else an echo",
             max_completion_tokens,
         ),
+        ("no-tools", "no-tools", "refuses tools, as some models of Bedrock do", no_tools),
+        ("no-system", "no-system", "refuses a system prompt, as some models do", no_system),
         ("endless", "endless", "text without end, as fast as it is read", endless),
         ("huge-line", "huge-line", "one line of 100 MB", huge_line),
     )

@@ -49,6 +49,11 @@ class FakeProviders:
         """Base URL of the endpoint that wants an x-api-key."""
         return f"{self.url}/anthropic"
 
+    @property
+    def bedrock(self) -> str:
+        """Base URL that stands for all of AWS but STS; the keys are in `tests.fakes.bedrock`."""
+        return f"{self.url}/bedrock"
+
     def requests(self, **wanted: Any) -> list[dict[str, Any]]:
         """What came, oldest first; `wanted` narrows it: `requests(model="echo", status=200)`."""
         found = self._ask(lambda: orjson.dumps(self._app.records))

@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from connections.ladder import RungResult
 from connections.models import Connection, ProbeResult
+from connections.sentences import sentence
 from connections.tasks import probe
 from workspaces.runtime import get_runtime
 
@@ -47,8 +48,9 @@ class Command(BaseCommand):
             rung = RungResult.from_json(stored)
             ms = "" if rung.ms is None else f" {rung.ms} ms"
             self.stdout.write(f"  {rung.rung.label}: {rung.outcome.label}{ms}")
-            if rung.words:
-                self.stdout.write(f"    {rung.words.text}")
+            if rung.kind:
+                words = sentence(rung.kind, connection.auth_type)
+                self.stdout.write(f"    {words.text}")
             if rung.detail:
                 self.stdout.write(f"    {rung.detail}")
 

@@ -50,7 +50,9 @@ class Command(BaseCommand):
         turn = message.turn
         assert turn is not None
         if turn.state != Turn.State.DONE:
-            why = sentence(turn.error_kind).text if turn.error_kind else turn.get_state_display()
+            used = message.chat.connection
+            words = sentence(turn.error_kind, used.auth_type if used else "")
+            why = words.text if turn.error_kind else turn.get_state_display()
             raise CommandError(str(why))
         replies = turn.messages.filter(role=Message.Role.ASSISTANT).order_by("step")
         self.stdout.write("\n\n".join(reply.text for reply in replies if reply.text))
