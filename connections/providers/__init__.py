@@ -5,11 +5,13 @@ from __future__ import annotations
 from connections.providers.anthropic import Anthropic
 from connections.providers.base import Provider
 from connections.providers.compat import AnthropicCompat, OpenAICompat
+from connections.providers.vertex import Vertex
 
 PROVIDERS: dict[str, Provider] = {
     "anthropic": Anthropic(),
     "anthropic_compat": AnthropicCompat(),
     "openai_compat": OpenAICompat(),
+    "vertex": Vertex(),
 }
 
 
