@@ -124,7 +124,7 @@ def _name(target: Target) -> str:
     if target.auth_type == "environment":
         return "environment"
     key = f"{target.secret.get('service_account_json', '')}\n{target.token_url}"
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 def _keep(name: str, token: Token) -> None:
@@ -295,6 +295,9 @@ def _lent() -> Token:
             if _credentials is None:
                 _credentials, _ = google.auth.default(scopes=[SCOPE], request=request)
             _credentials.refresh(request)
+        except google_errors.MalformedError:
+            message = "The server's own credentials can't be read."
+            raise ProviderError(ErrorKind.AUTH, message) from None
         except google_errors.DefaultCredentialsError:
             raise ProviderError(
                 ErrorKind.NO_CREDENTIALS, "The server has no default credentials of Google's."

@@ -12,7 +12,7 @@ from connections import providers
 from connections.providers import google_token
 from connections.providers.base import ErrorKind, ProviderError
 from tests.connections.vertex import PUBLISHERS, spoken, target
-from tests.connections.wires import asking, canned, client, replies, text_of
+from tests.connections.wires import CLOCK, asking, canned, client, replies, text_of
 from tests.fakes.server import FakeProviders
 from tests.fakes.vertex import service_account
 
@@ -149,7 +149,6 @@ async def test_a_publisher_without_a_wire_is_named(fakes):
 
 
 async def test_a_call_that_the_model_cannot_write_is_a_failure_of_the_server(fakes):
-    from tests.connections.wires import CLOCK
 
     error = await failure(fakes, "tools-bad-args", tools=[CLOCK])
     assert (error.kind, error.code) == (ErrorKind.SERVER, "MALFORMED_FUNCTION_CALL")
