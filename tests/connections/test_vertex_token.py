@@ -20,7 +20,7 @@ from connections.ladder import Subject, climb
 from connections.providers import google_token
 from connections.providers.base import ErrorKind, ProviderError
 from tests.connections.vertex import target
-from tests.connections.wires import Chunks, asking, canned, client, replies, text_of
+from tests.connections.wires import Chunks, answering, asking, canned, client, replies, text_of
 from tests.fakes.server import FakeProviders, key_hash
 from tests.fakes.vertex import PROJECT, service_account
 from workspaces.egress import Policy, guarded_client
@@ -41,16 +41,6 @@ def fresh(fakes, monkeypatch):
 
 def mints(fakes) -> int:
     return len(fakes.requests(path="/google/token"))
-
-
-def answering(asked: list[httpx.Request], body: bytes, status: int, headers) -> httpx.AsyncClient:
-    """A client whose every answer is this, and that collects what it was asked."""
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
-        return httpx.Response(status, headers=headers, stream=Chunks([body]))
-
-    return httpx.AsyncClient(transport=httpx.MockTransport(answer))
 
 
 async def failure(where) -> ProviderError:
@@ -220,7 +210,9 @@ async def test_a_token_endpoint_without_tls_is_a_tls_error(fakes):
 )
 async def test_an_odd_answer_of_the_token_endpoint_has_a_kind(fakes, status, body, kind):
     asked: list[httpx.Request] = []
-    async with answering(asked, body, status, {"location": "https://evil.example"}) as http:
+    async with answering(
+        asked, body, status=status, headers={"location": "https://evil.example"}
+    ) as http:
         with pytest.raises(ProviderError) as caught:
             await google_token.token_for(http, target(fakes, token_url=""))
     assert caught.value.kind == kind
@@ -361,7 +353,7 @@ async def test_lent_credentials_are_found_once_and_used(fakes, monkeypatch):
     asked = lend(monkeypatch, Lent(project="pays-for-it"))
     said: list[httpx.Request] = []
     event = b'data: {"candidates": [{"finishReason": "STOP"}]}\n\n'
-    async with answering(said, event, 200, {"content-type": "text/event-stream"}) as http:
+    async with answering(said, event, headers={"content-type": "text/event-stream"}) as http:
         for _ in range(2):
             _, error = await replies(http, own(fakes, base_url=""), asking("gemini-2.5-pro"))
             assert error is None

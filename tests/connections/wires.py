@@ -94,3 +94,15 @@ def canned(*chunks: bytes | Exception, status: int = 200, headers: Any = None) -
         return httpx.Response(status, headers=headers, stream=Chunks(chunks))
 
     return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+
+
+def answering(
+    asked: list[httpx.Request], body: bytes = b"", *, status: int = 200, headers: Any = None
+) -> httpx.AsyncClient:
+    """As `canned`; what it is asked is appended to `asked`."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(status, headers=headers, stream=Chunks([body]))
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(answer))

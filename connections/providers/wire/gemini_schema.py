@@ -144,9 +144,9 @@ class _Cleaner:
             made["properties"] = {
                 clean(str(name)): self.schema(value, depth + 1) for name, value in found.items()
             }
-            required = [one for one in _list(given.get("required")) if one in made["properties"]]
-            if required:
-                made["required"] = list(dict.fromkeys(required))
+            required = [one for one in _list(given.get("required")) if isinstance(one, str)]
+            if known := [one for one in dict.fromkeys(required) if one in made["properties"]]:
+                made["required"] = known
 
 
 def _inferred(given: Mapping[str, Any], choices: list[Any]) -> str:
