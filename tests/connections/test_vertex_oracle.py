@@ -1,4 +1,4 @@
-"""The bodies that go to Gemini are those that pydantic-ai sends through Google's own library."""
+"""What goes to Gemini and Claude on Vertex AI is what pydantic-ai sends through their own libraries."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import base64
 import json
 
 import httpx
+import httpx2
 import orjson
 import pytest
+from anthropic import AsyncAnthropicVertex
 from google.auth.credentials import AnonymousCredentials
 from google.genai import Client, types
 from pydantic_ai import messages as oracle
 from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.google import GoogleModel
+from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.google_cloud import GoogleCloudProvider
 from pydantic_ai.tools import ToolDefinition
 
-from connections.providers.base import ModelRequest, ToolSpec, Turnlet
+from connections.providers import google_token
+from connections.providers.base import ModelRequest, Target, ToolSpec, Turnlet
 from connections.providers.wire.gemini import Gemini
 from connections.providers.wire.gemini_schema import parameters
-from tests.connections.wires import CLOCK, FETCH, said
+from tests.connections.wires import CLOCK, FETCH, answering, asking, replies, said
 
 IMAGE = {"t": "image", "media_type": "image/png", "data": "aGk="}
 ANSWER = {
@@ -32,6 +37,19 @@ ANSWER = {
 class _Anybody(AnonymousCredentials):
     def refresh(self, request):
         self.token = "t"
+
+
+def offering(tools: list[ToolSpec]) -> ModelRequestParameters:
+    return ModelRequestParameters(
+        function_tools=[
+            ToolDefinition(
+                name=tool.name,
+                description=tool.description,
+                parameters_json_schema=dict(tool.parameters),
+            )
+            for tool in tools
+        ]
+    )
 
 
 async def oracles_body(history: list, tools: list[ToolSpec], system: str) -> dict:
@@ -52,19 +70,10 @@ async def oracles_body(history: list, tools: list[ToolSpec], system: str) -> dic
             http_options=types.HttpOptions(httpx_async_client=http),
         )
         model = GoogleModel("gemini-2.5-pro", provider=GoogleCloudProvider(client=google))
-        offered = [
-            ToolDefinition(
-                name=tool.name,
-                description=tool.description,
-                parameters_json_schema=dict(tool.parameters),
-            )
-            for tool in tools
-        ]
         for one in history:
             if isinstance(one, oracle.ModelRequest):
                 one.instructions = system
-        parameters = ModelRequestParameters(function_tools=offered)
-        async with model.request_stream(history, {"max_tokens": 100}, parameters) as stream:
+        async with model.request_stream(history, {"max_tokens": 100}, offering(tools)) as stream:
             async for _ in stream:
                 pass
     return bodies[0]
@@ -169,3 +178,125 @@ async def test_the_body_is_the_one_that_pydantic_ai_sends(name, ours, theirs):
         ModelRequest("gemini-2.5-pro", ours, 100, system="Be brief.", tools=tools)
     )
     assert neutral(mine) == neutral(await oracles_body(theirs, tools, "Be brief."))
+
+
+# -- Claude ----------------------------------------------------------------------------------------
+
+CLAUDE = "claude-sonnet-4-5@20250929"
+
+
+async def claudes_request(history: list, tools: list[ToolSpec]) -> tuple[str, dict]:
+    """Address and body of pydantic-ai's, through Anthropic's library for Vertex AI."""
+    seen = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append((str(request.url), json.loads(request.content)))
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, text=ENDED)
+
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as http:
+        anthropic = AsyncAnthropicVertex(
+            region="us-east5", project_id="fake-project", access_token="t", http_client=http
+        )
+        model = AnthropicModel(CLAUDE, provider=AnthropicProvider(anthropic_client=anthropic))
+        async with model.request_stream(history, {"max_tokens": 100}, offering(tools)) as stream:
+            async for _ in stream:
+                pass
+    return seen[0]
+
+
+ENDED = "".join(
+    f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+    for event in (
+        {
+            "type": "message_start",
+            "message": {
+                "id": "m",
+                "type": "message",
+                "role": "assistant",
+                "model": CLAUDE,
+                "content": [],
+                "stop_reason": None,
+                "stop_sequence": None,
+                "usage": {"input_tokens": 1, "output_tokens": 1},
+            },
+        },
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "usage": {"output_tokens": 1},
+        },
+        {"type": "message_stop"},
+    )
+)
+
+
+def same_to_claude(body: dict) -> dict:
+    """Without what the two may say differently and mean the same: a text as a text or as a list of
+    one, the default said or not, which of the versions that Google takes."""
+    body = dict(body)
+    body.pop("anthropic_version")
+    body.pop("tool_choice", None)
+    if isinstance(body.get("system"), list):
+        body["system"] = body["system"][0]["text"]
+    for message in body["messages"]:
+        for block in message["content"]:
+            if block["type"] == "tool_result":
+                block.setdefault("is_error", False)
+                if isinstance(block["content"], list):
+                    block["content"] = block["content"][0]["text"]
+    return body
+
+
+async def test_claude_is_asked_as_pydantic_ai_asks():
+    ours = [
+        said("go"),
+        Turnlet(
+            "assistant",
+            [
+                {"t": "thinking", "text": "hm", "sig": "s"},
+                {"t": "text", "text": "Let me."},
+                {"t": "tool_call", "id": "c1", "name": "fetch_url", "args": {"url": "u"}},
+            ],
+        ),
+        Turnlet(
+            "user",
+            [
+                {"t": "tool_result", "id": "c1", "name": "fetch_url", "text": "page"},
+                {"t": "text", "text": "steered"},
+                IMAGE,
+            ],
+        ),
+    ]
+    image = oracle.BinaryContent(data=b"hi", media_type="image/png")
+    theirs = [
+        oracle.ModelRequest(parts=[oracle.UserPromptPart("go")], instructions="Be brief."),
+        oracle.ModelResponse(
+            parts=[
+                oracle.ThinkingPart("hm", signature="s", provider_name="anthropic"),
+                oracle.TextPart("Let me."),
+                oracle.ToolCallPart("fetch_url", {"url": "u"}, "c1"),
+            ],
+            provider_name="anthropic",
+        ),
+        oracle.ModelRequest(
+            parts=[
+                oracle.ToolReturnPart("fetch_url", "page", "c1"),
+                oracle.UserPromptPart(["steered", image]),
+            ],
+            instructions="Be brief.",
+        ),
+    ]
+    where = Target("vertex", "environment", region="us-east5", project="fake-project")
+    google_token._kept["environment"] = google_token.Token("t", 1e12)
+    asked: list[httpx.Request] = []
+    try:
+        async with answering(asked, status=404) as http:
+            request = asking(
+                CLAUDE, history=ours, max_tokens=100, system="Be brief.", tools=[CLOCK, FETCH]
+            )
+            await replies(http, where, request)
+    finally:
+        google_token._kept.clear()
+    url, body = await claudes_request(theirs, [CLOCK, FETCH])
+    assert str(asked[0].url) == url
+    assert same_to_claude(json.loads(asked[0].content)) == same_to_claude(body)
