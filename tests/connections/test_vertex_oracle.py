@@ -1,4 +1,4 @@
-"""What goes to Gemini and Claude on Vertex AI is what pydantic-ai sends through their own libraries."""
+"""Vertex AI is asked as pydantic-ai asks it, through Google's and Anthropic's own libraries."""
 
 from __future__ import annotations
 
