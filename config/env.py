@@ -7,6 +7,7 @@ a secret in the wrong place.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -82,6 +83,14 @@ def chosen(name: str, *, among: tuple[str, ...]) -> frozenset[str]:
     if not set(found) <= set(among):
         raise BadEnv(f"{name}: use {', '.join(among)} (comma-separated), or all")
     return frozenset(found)
+
+
+def loopback_url(name: str) -> str:
+    """An http address on this machine, "" when the variable isn't set."""
+    value = string(name) or ""
+    if value and not re.match(r"http://(127\.0\.0\.1|\[::1\]):[0-9]{1,5}/", value):
+        raise BadEnv(f"{name}: use an address on this machine, as http://127.0.0.1:PORT/PATH")
+    return value
 
 
 def made_secret(name: str, path: Path, *, bytes_: int = 32) -> str:

@@ -135,6 +135,9 @@ ENVIRONMENT_AUTH = env.chosen(
     "PATCHBAY_ENVIRONMENT_AUTH", among=("anthropic", "openai", "bedrock", "vertex")
 )
 
+# In place of Google's token endpoint, for tests: an address on this machine only.
+GOOGLE_TOKEN_URL = env.loopback_url("PATCHBAY_GOOGLE_TOKEN_URL")
+
 # -- turns -----------------------------------------------------------------------------------------
 TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)
 PROBES_PER_WORKER = 50

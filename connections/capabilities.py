@@ -136,6 +136,8 @@ def _listed(connection: Connection, model: str) -> tuple[PriceList, ModelInfo] |
         name = _PRICE_LISTS_BY_HOST.get(host)
     else:
         name = _PRICE_LISTS[ProviderType(connection.provider_type)]
+    if connection.provider_type == ProviderType.VERTEX:
+        model = model.rpartition("/")[2]  # without its publisher
     return _find(name, model) if name and model else None
 
 

@@ -40,7 +40,7 @@ _BASE_URLS = {
     ProviderType.OPENAI: "https://api.openai.com/v1",
     ProviderType.OPENAI_COMPAT: "https://llm.example.com/v1",
     ProviderType.BEDROCK: "https://bedrock-runtime.us-east-1.amazonaws.com",
-    ProviderType.VERTEX: "",
+    ProviderType.VERTEX: "https://us-central1-aiplatform.googleapis.com",
 }
 _SECRET_HELP = {
     AuthType.OAUTH: _(

@@ -50,6 +50,16 @@ def _bedrock(auth: AuthType) -> dict[str, Any]:
     }
 
 
+def _vertex(auth: AuthType) -> dict[str, Any]:
+    return {
+        "provider_type": ProviderType.VERTEX,
+        "auth_type": auth,
+        "gcp_region": "global",
+        "models": "gemini-3.8-flash\ngemini-3.5-flash-lite\nclaude-sonnet-5-5\nclaude-haiku-5-5",
+        "default_model": "gemini-3.8-flash",
+    }
+
+
 def _openai_compat(base_url: str, *, auth: AuthType = AuthType.API_KEY_WITH_ENDPOINT) -> dict:
     return {
         "provider_type": ProviderType.OPENAI_COMPAT,
@@ -115,6 +125,20 @@ PRESETS: dict[str, Preset] = {
             _("The same, with the role or profile that this server runs under."),
             "cloud",
             _bedrock(AuthType.ENVIRONMENT),
+        ),
+        Preset(
+            "vertex",
+            "Google Vertex AI",
+            _("Gemini and Claude in your Google Cloud project, with a service account's key."),
+            "cloud",
+            _vertex(AuthType.SERVICE_ACCOUNT_FILE),
+        ),
+        Preset(
+            "vertex-environment",
+            "Google Vertex AI (environment)",
+            _("The same, with the default credentials that this server runs under."),
+            "cloud",
+            _vertex(AuthType.ENVIRONMENT),
         ),
         Preset(
             "codex",

@@ -120,6 +120,7 @@ def target_of(connection: Connection) -> Target:
         max_tokens_field=connection.max_tokens_field,
         region=connection.aws_region if on_aws else connection.gcp_region,
         project=connection.gcp_project_id,
+        token_url=settings.GOOGLE_TOKEN_URL,
         codex_path=connection.codex_path,
     )
 

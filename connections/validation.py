@@ -31,6 +31,7 @@ from connections.choices import (
     ProviderType,
     Wire,
 )
+from connections.providers.google_token import ACCOUNT_FIELDS, TOKEN_URI
 from workspaces.slugs import validate_slug
 
 # Every field a person, a file or a script may set; `clean_connection` returns exactly these.
@@ -66,22 +67,6 @@ MAX_SECRET = 16_384
 MAX_HEADERS = 20
 MAX_HEADER_VALUE = 4_096
 
-GOOGLE_TOKEN_URI = "https://oauth2.googleapis.com/token"  # noqa: S105 (an address)
-_SERVICE_ACCOUNT_KEYS = frozenset(
-    {
-        "type",
-        "project_id",
-        "private_key_id",
-        "private_key",
-        "client_email",
-        "client_id",
-        "auth_uri",
-        "token_uri",
-        "auth_provider_x509_cert_url",
-        "client_x509_cert_url",
-        "universe_domain",
-    }
-)
 # Where the server's own environment variables may be sent; they never go to a custom address.
 _OWN_BASE_URLS = {
     ProviderType.ANTHROPIC: "https://api.anthropic.com",
@@ -586,19 +571,18 @@ def clean_service_account(value: Any) -> str:
         raise ValidationError(
             _("Only a service-account key can be used (“type”: “service_account”)."), code="type"
         )
-    if extra := sorted(set(info) - _SERVICE_ACCOUNT_KEYS):
+    if extra := sorted(set(info) - ACCOUNT_FIELDS):
         raise ValidationError(
             _("A service-account file has no field “%(name)s”.") % {"name": extra[0][:60]},
             code="field",
         )
     if not all(isinstance(v, str) and _storable(v) for v in info.values()):
         raise ValidationError(_("Every field of the file must be a text."), code="text")
-    if info.get("token_uri") != GOOGLE_TOKEN_URI or (
+    if info.get("token_uri") != TOKEN_URI or (
         info.get("universe_domain", "googleapis.com") != "googleapis.com"
     ):
         raise ValidationError(
-            _("The file's token address must be Google's own (%(uri)s).")
-            % {"uri": GOOGLE_TOKEN_URI},
+            _("The file's token address must be Google's own (%(uri)s).") % {"uri": TOKEN_URI},
             code="token_uri",
         )
     for name in ("client_email", "private_key"):

@@ -31,6 +31,7 @@ from connections.providers.base import (
     ModelRequest,
     ProviderError,
     TextDelta,
+    TextEnd,
     ThinkingDelta,
     ThinkingEnd,
     ToolCall,
@@ -196,6 +197,8 @@ class Agent:
                 match event:
                     case TextDelta(text):
                         reply.add_text(text)
+                    case TextEnd(sig):
+                        reply.end_text(sig)
                     case ThinkingDelta(text):
                         reply.add_thinking(text)
                     case ThinkingEnd(sig):

@@ -47,7 +47,9 @@ def blocks_of(message: Message) -> list[Block]:
     results = {part["id"]: part for part in message.parts if part["t"] == "tool_result"}
     last = len(message.parts) - 1
     for number, part in enumerate(message.parts):
-        base, is_open = len(blocks), number == last and not message.is_complete
+        base = len(blocks)
+        # what has its signature is closed
+        is_open = number == last and not message.is_complete and "sig" not in part
         if part["t"] == "text":
             blocks.extend(_text_blocks(part["text"], base, is_open))
         elif part["t"] == "thinking":
@@ -155,6 +157,14 @@ class Reply:
         self._texts.append(text)
         self._publish_text(self._base, "thinking", self._open_length, text)
         self._open_length += utf16_len(text)
+
+    def end_text(self, sig: Any) -> None:
+        if self._kind != "text":
+            self._close_part()
+            self._open_part("text")
+            self._splitter = Blocks()
+        self.parts[-1]["sig"] = sig
+        self._close_part()
 
     def end_thinking(self, sig: Any) -> None:
         if self._kind != "thinking":

@@ -6,12 +6,14 @@ from connections.providers.anthropic import Anthropic
 from connections.providers.base import Provider
 from connections.providers.bedrock import Bedrock
 from connections.providers.compat import AnthropicCompat, OpenAICompat
+from connections.providers.vertex import Vertex
 
 PROVIDERS: dict[str, Provider] = {
     "anthropic": Anthropic(),
     "anthropic_compat": AnthropicCompat(),
     "bedrock": Bedrock(),
     "openai_compat": OpenAICompat(),
+    "vertex": Vertex(),
 }
 
 

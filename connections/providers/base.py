@@ -9,7 +9,7 @@ The error tree has one class; `kind` says which sentence a person reads and what
     ProviderError(kind, …)
     ├── another try may help   rate_limited overloaded server timeout connect tls truncated protocol
     └── it can't               auth forbidden quota model_not_found endpoint_not_found bad_request
-                               too_large context_too_long redirect egress
+                               too_large context_too_long redirect egress no_credentials
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class ErrorKind(enum.StrEnum):
     PROTOCOL = "protocol"
     REDIRECT = "redirect"
     EGRESS = "egress"
+    # the same word as `sentences.Reason`: an `environment` that turns out to be empty when asked
+    NO_CREDENTIALS = "environment_empty"
 
 
 RETRYABLE = frozenset(
@@ -111,12 +113,13 @@ class Target:
     max_tokens_field: str = ""  # "max_tokens" | "max_completion_tokens" | "" (the wire's own)
     region: str = ""
     project: str = ""
+    token_url: str = ""  # where Google's tokens are minted; "" means Google's own
     codex_path: str = ""  # "" means the server's default binary
 
 
 # -- requests ------------------------------------------------------------------------------------
 # A part is neutral JSON, as stored in `Message.parts`; `sig` is provider-opaque and replayed as is:
-#   {"t": "text", "text": str, "sig"?: str}
+#   {"t": "text", "text": str, "sig"?: Any}
 #   {"t": "thinking", "text": str, "sig"?: Any}
 #   {"t": "image", "media_type": "image/png", "data": base64 str}        (only in requests)
 #   {"t": "tool_call", "id": str, "name": str, "args": dict, "raw"?: str, "sig"?: Any}
@@ -161,6 +164,13 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class TextEnd:
+    """Closes the open text (or stands for one without words); `sig` is replayed as it came."""
+
+    sig: Any
+
+
+@dataclass(frozen=True, slots=True)
 class ThinkingDelta:
     text: str
 
@@ -201,7 +211,7 @@ class Done:
     reason: str
 
 
-Event = TextDelta | ThinkingDelta | ThinkingEnd | ToolCall | Usage | Done
+Event = TextDelta | TextEnd | ThinkingDelta | ThinkingEnd | ToolCall | Usage | Done
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """From what a provider or the network did to the `ErrorKind` that names it.
 
 Kinds come from the HTTP status and from typed fields of the error, never from looking for words or
-numbers in its text. Three refusals have no code of their own and are known by how their text
+numbers in its text. Some refusals have no code of their own and are known by how their text
 begins (`_PREFIXES`).
 """
 
@@ -11,7 +11,7 @@ import json
 import re
 import ssl
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
@@ -29,6 +29,7 @@ from workspaces.egress import EgressBlocked
 MAX_RETRY_AFTER = 24 * 3600.0  # seconds
 MAX_EXCERPT = 200  # characters of a body that is not the provider's own error format
 _FRAGMENT = 8  # so many characters in a row of a secret are a piece of it
+NOT_SECRET = frozenset({"quota_project"})  # names that travel with a secret
 
 _BY_STATUS = {
     401: ErrorKind.AUTH,
@@ -65,6 +66,25 @@ _BY_CODE = {
     "context_length_exceeded": ErrorKind.CONTEXT_TOO_LONG,
     "exceed_context_size_error": ErrorKind.CONTEXT_TOO_LONG,  # llama.cpp
     "unsupported_country_region_territory": ErrorKind.FORBIDDEN,
+    # Google: the reasons of `google.rpc.ErrorInfo`, then the words of `google.rpc.Code`
+    "ACCESS_TOKEN_EXPIRED": ErrorKind.AUTH,
+    "ACCESS_TOKEN_TYPE_UNSUPPORTED": ErrorKind.AUTH,
+    "ACCOUNT_STATE_INVALID": ErrorKind.AUTH,
+    "CREDENTIALS_MISSING": ErrorKind.AUTH,
+    "BILLING_DISABLED": ErrorKind.QUOTA,
+    "RESOURCE_QUOTA_EXCEEDED": ErrorKind.QUOTA,
+    "RATE_LIMIT_EXCEEDED": ErrorKind.RATE_LIMITED,
+    "UNAUTHENTICATED": ErrorKind.AUTH,
+    "PERMISSION_DENIED": ErrorKind.FORBIDDEN,
+    "FAILED_PRECONDITION": ErrorKind.FORBIDDEN,  # a place, a contract or a setting of the project
+    "RESOURCE_EXHAUSTED": ErrorKind.RATE_LIMITED,
+    "UNAVAILABLE": ErrorKind.OVERLOADED,
+    "DEADLINE_EXCEEDED": ErrorKind.TIMEOUT,
+    "ABORTED": ErrorKind.SERVER,
+    "CANCELLED": ErrorKind.SERVER,
+    "DATA_LOSS": ErrorKind.SERVER,
+    "INTERNAL": ErrorKind.SERVER,
+    "UNKNOWN": ErrorKind.SERVER,
 }
 # What AWS calls an exception: in the header x-amzn-errortype, in the frame of an event stream or in
 # the body (`__type`, or `Code` of STS).
@@ -107,11 +127,16 @@ _BY_CODE_IN_STREAM = {
     "server_error": ErrorKind.SERVER,
     "invalid_request_error": ErrorKind.BAD_REQUEST,
     "not_found_error": ErrorKind.MODEL_NOT_FOUND,
+    "INVALID_ARGUMENT": ErrorKind.BAD_REQUEST,
+    "OUT_OF_RANGE": ErrorKind.BAD_REQUEST,
+    "NOT_FOUND": ErrorKind.MODEL_NOT_FOUND,
 }
 _PREFIXES = (
     ("prompt is too long", ErrorKind.CONTEXT_TOO_LONG),  # Anthropic
     ("your credit balance is too low", ErrorKind.QUOTA),  # Anthropic
     ("this model's maximum context length is", ErrorKind.CONTEXT_TOO_LONG),  # vLLM
+    ("the input token count", ErrorKind.CONTEXT_TOO_LONG),  # Gemini
+    ("unable to submit request because the input token count", ErrorKind.CONTEXT_TOO_LONG),
 )
 # AWS has one name for many reasons, and none for a Bedrock API key that is wrong.
 _AWS_PREFIXES = (
@@ -133,6 +158,7 @@ _AWS_PREFIXES = (
 _MODEL_SAID = (
     "The model returned the following errors: "  # AWS before the words of the model's host
 )
+_NO_SUCH_MODEL = ("Publisher Model ", "Publisher model ")  # Vertex AI's 404 for a model
 
 _MESSAGES = ("message", "Message", "detail")
 _CODES = ("code", "type", "Code", "__type")
@@ -147,7 +173,7 @@ class Scrubber:
     """
 
     def __init__(self, target: Target) -> None:
-        self._secrets = [*filter(None, target.secret.values()), *target.extra_headers.values()]
+        self._secrets = [*_secret_texts(target.secret), *target.extra_headers.values()]
 
     @cached_property
     def _values(self) -> list[str]:
@@ -175,6 +201,25 @@ class Scrubber:
             marked = "".join("\0" if i in hidden else char for i, char in enumerate(text))
             text = re.sub("\0+", "[secret]", marked)
         return _MASKED.sub("[secret]", text[:MAX_MESSAGE])[:MAX_MESSAGE]
+
+
+def _secret_texts(secret: Mapping[str, str]) -> Iterator[str]:
+    """What of a target's secret must not be read. Of a service account's file only the key itself:
+    the rest of it is addresses and names, pieces of which are in every message of Google's."""
+    for name, value in secret.items():
+        if name == "service_account_json":
+            try:
+                info = loads(value.encode())
+            except ValueError:
+                info = None
+            if not isinstance(info, dict):
+                yield value
+                continue
+            yield from filter(None, [str(info.get("private_key_id") or "")])
+            key = str(info.get("private_key") or "").replace("\\n", "\n")
+            yield from (line for line in key.split() if len(line) >= _FRAGMENT and "-" not in line)
+        elif value and name not in NOT_SECRET:
+            yield value
 
 
 def _spellings(secret: str) -> set[str]:
@@ -218,8 +263,14 @@ def from_response(
     message, codes, param = _details(payload)
     aws = aws_name(headers.get("x-amzn-errortype", ""))
     codes = [aws, *codes] if aws else codes
+    if about["retry_after"] is None:
+        about["retry_after"] = _retry_delay(payload)
     kind = _BY_STATUS.get(status) or (ErrorKind.SERVER if status >= 500 else ErrorKind.BAD_REQUEST)
-    if kind is ErrorKind.ENDPOINT_NOT_FOUND and model and (param == "model" or model in message):
+    if (
+        kind is ErrorKind.ENDPOINT_NOT_FOUND
+        and model
+        and (param == "model" or model in message or message.startswith(_NO_SUCH_MODEL))
+    ):
         kind = ErrorKind.MODEL_NOT_FOUND
     if status == 400:
         kind = _by_prefix(message) or kind
@@ -246,7 +297,12 @@ def from_payload(
             ErrorKind.SERVER if status >= 500 else ErrorKind.BAD_REQUEST
         )
     kind = _by_prefix(message) or kind or otherwise
-    return ProviderError(kind, scrub(message), code=scrub(codes[0])[:100] if codes else "")
+    return ProviderError(
+        kind,
+        scrub(message),
+        code=scrub(codes[0])[:100] if codes else "",
+        retry_after=_retry_delay(payload),
+    )
 
 
 def from_aws_exception(name: str, payload: bytes, scrub: Scrubber) -> ProviderError:
@@ -341,11 +397,13 @@ def _details(payload: Any) -> tuple[str, list[str], str]:
 
     {"type": "error", "error": {"type", "message"}}      Anthropic
     {"error": {"message", "type", "code", "param"}}      OpenAI
+    {"error": {"code", "message", "status", "details"}}  Google, and the same in a list of one
     {"error": "…"}  {"object": "error", "message", …}    Ollama, LM Studio, older vLLM
     {"detail": "…"}  {"message": "…"}                    gateways
     {"message" or "Message", "__type"}                   AWS
     {"Error": {"Code", "Message"}}                       STS
     """
+    payload = unwrapped(payload)
     if not isinstance(payload, dict):
         return "", [], ""
     error = payload.get("error") or payload.get("Error")
@@ -356,8 +414,57 @@ def _details(payload: Any) -> tuple[str, list[str], str]:
     message = next((text for key in _MESSAGES if isinstance(text := error.get(key), str)), "")
     found = [code for key in _CODES if isinstance(code := error.get(key), str | int)]
     codes = [str(code).rpartition("#")[2] for code in found]  # AWS puts a namespace before
+    if isinstance(status := error.get("status"), str):
+        codes = [*_google_reasons(error), status, *codes]
     param = error.get("param")
     return message, codes, param if isinstance(param, str) else ""
+
+
+def unwrapped(payload: Any) -> Any:
+    """An error that came as a list of one, as Google's sometimes do, without the list."""
+    if isinstance(payload, list) and len(payload) == 1 and isinstance(payload[0], dict):
+        return payload[0]
+    return payload
+
+
+def _google_details(error: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(last word of the type, the detail) of `google.rpc.Status.details`."""
+    details = error.get("details") if isinstance(error, dict) else None
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict):
+            yield str(detail.get("@type", "")).rpartition(".")[2], detail
+
+
+def _google_reasons(error: dict[str, Any]) -> list[str]:
+    """What the details say more exactly than the status. A quota that is used up for the day, or
+    that has no time to wait for, isn't a rate."""
+    reasons: list[str] = []
+    exceeded = waits = for_the_day = False
+    for kind, detail in _google_details(error):
+        if kind == "ErrorInfo" and isinstance(reason := detail.get("reason"), str):
+            reasons.append(reason)
+        elif kind == "RetryInfo":
+            waits = True
+        elif kind == "QuotaFailure":
+            exceeded = True
+            found = detail.get("violations")
+            for one in found if isinstance(found, list) else ():
+                quota = one.get("quotaId") if isinstance(one, dict) else None
+                for_the_day |= isinstance(quota, str) and "PerDay" in quota
+    if for_the_day or (exceeded and not waits):
+        reasons.insert(0, "RESOURCE_QUOTA_EXCEEDED")
+    return reasons
+
+
+def _retry_delay(payload: Any) -> float | None:
+    """Seconds to wait, from Google's `RetryInfo`."""
+    payload = unwrapped(payload)
+    error = payload.get("error") if isinstance(payload, dict) else None
+    for kind, detail in _google_details(error):
+        delay = detail.get("retryDelay") if kind == "RetryInfo" else None
+        if isinstance(delay, str) and re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?s", delay):
+            return min(float(delay[:-1]), MAX_RETRY_AFTER)
+    return None
 
 
 def _by_prefix(

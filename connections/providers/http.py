@@ -123,26 +123,38 @@ class HTTPProvider:
         else:
             request.headers["x-api-key"] = key
 
-    async def lookup(self, client: httpx.AsyncClient, target: Target, path: str) -> Any:
-        """The JSON of a GET. Raises ProviderError."""
+    async def lookup(
+        self,
+        client: httpx.AsyncClient,
+        target: Target,
+        path: str,
+        *,
+        body: dict[str, Any] | None = None,
+        model: str = "",
+    ) -> Any:
+        """The JSON of a GET, or with a body of a POST; `model` is the one that is asked about.
+        Raises ProviderError."""
         scrub = Scrubber(target)
+        method, content = ("GET", None) if body is None else ("POST", dumps(body))
         with _mapped(scrub):
             try:
                 async with asyncio.timeout(LOOKUP_TIMEOUT):
-                    request = self._request(client, target, "GET", path, idle=LOOKUP_TIMEOUT)
+                    request = self._request(
+                        client, target, method, path, idle=LOOKUP_TIMEOUT, content=content
+                    )
                     await self.authorize(client, target, request)
                     async with _sent(client, request) as response:
                         if response.status_code >= 300:
-                            raise await _refusal(response, scrub)
-                        body = await _read(response, MAX_LOOKUP_BODY + 1)
+                            raise await _refusal(response, scrub, model)
+                        answer = await _read(response, MAX_LOOKUP_BODY + 1)
             except TimeoutError:
                 raise ProviderError(ErrorKind.TIMEOUT, "No answer in time.") from None
-        if len(body) > MAX_LOOKUP_BODY:
+        if len(answer) > MAX_LOOKUP_BODY:
             raise ProviderError(ErrorKind.PROTOCOL, "The answer is too large.")
         try:
-            return loads(body)
+            return loads(answer)
         except ValueError:
-            message = scrub(f"The answer is not JSON: {errors.excerpt(body)}")
+            message = scrub(f"The answer is not JSON: {errors.excerpt(answer)}")
             raise ProviderError(ErrorKind.PROTOCOL, message) from None
 
     async def _attempt(
@@ -296,7 +308,7 @@ async def _check_is_stream(response: httpx.Response, scrub: Scrubber) -> None:
     except TimeoutError:
         body = b""
     try:
-        payload = loads(body)
+        payload = errors.unwrapped(loads(body))
     except ValueError:
         payload = None
     if isinstance(payload, dict) and payload.get("error"):

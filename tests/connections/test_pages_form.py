@@ -111,6 +111,8 @@ def test_every_preset_fills_the_form_in_and_can_be_saved(page, settings, key):
     if form.provider.is_compat:
         data["base_url"] = data["base_url"] or "https://llm.example.com/v1"
         data["default_model"] = data.get("default_model") or "some-model"
+    if form.provider == "vertex":
+        data["gcp_project_id"] = "team-project"
     answer = page.post("/connections/new/", data)
     assert answer.status_code == 303, re.findall(r"errorlist.*?</ul>", answer.text)
     made = Connection.objects.get()
@@ -385,6 +387,7 @@ def test_what_the_form_shows_of_any_connection_is_what_it_saves(page, key):
             "default_model": values.get("default_model") or "m",
             "base_url": values.get("base_url")
             or ("https://llm.example.com" if "compat" in values["provider_type"] else ""),
+            "gcp_project_id": "team-project" if values["provider_type"] == "vertex" else "",
         },
     )
     before = Connection.objects.values().get()

@@ -6,7 +6,7 @@ import pytest
 from django.core.exceptions import ValidationError
 
 from connections.validation import (
-    GOOGLE_TOKEN_URI,
+    TOKEN_URI,
     clean_aws_region,
     clean_connection,
     clean_gcp_project,
@@ -304,7 +304,7 @@ def service_account(**changes):
         "project_id": "p-123456",
         "private_key": "-----BEGIN PRIVATE KEY-----\nx\n-----END PRIVATE KEY-----\n",
         "client_email": "a@p.iam.gserviceaccount.com",
-        "token_uri": GOOGLE_TOKEN_URI,
+        "token_uri": TOKEN_URI,
         "universe_domain": "googleapis.com",
     } | changes
     return json.dumps({k: v for k, v in info.items() if v is not None})

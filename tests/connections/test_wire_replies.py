@@ -388,7 +388,7 @@ async def test_a_list_of_models_is_read_with_care(payload, listed):
 
 def test_types_that_are_not_in_this_build_are_absent():
     assert sorted(providers.PROVIDERS) == [
-        *("anthropic", "anthropic_compat", "bedrock", "openai_compat")
+        *("anthropic", "anthropic_compat", "bedrock", "openai_compat", "vertex")
     ]
     for name, provider in providers.PROVIDERS.items():
         assert provider.provider_type == name

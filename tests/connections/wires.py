@@ -76,7 +76,7 @@ def only(kind: type, events: Sequence[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
-class _Chunks(httpx.AsyncByteStream):
+class Chunks(httpx.AsyncByteStream):
     def __init__(self, chunks: Sequence[bytes | Exception]) -> None:
         self._chunks = chunks
 
@@ -91,6 +91,18 @@ def canned(*chunks: bytes | Exception, status: int = 200, headers: Any = None) -
     """A client whose every answer is these chunks; an exception among them is raised."""
 
     def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(status, headers=headers, stream=_Chunks(chunks))
+        return httpx.Response(status, headers=headers, stream=Chunks(chunks))
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+
+
+def answering(
+    asked: list[httpx.Request], body: bytes = b"", *, status: int = 200, headers: Any = None
+) -> httpx.AsyncClient:
+    """As `canned`; what it is asked is appended to `asked`."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(status, headers=headers, stream=Chunks([body]))
 
     return httpx.AsyncClient(transport=httpx.MockTransport(answer))

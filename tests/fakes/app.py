@@ -9,12 +9,13 @@ Endpoints (the base URL of a connection is the part before the slash-slash):
     /anthropic-bearer   the same                        Bearer key
     /anthropic-nokey    the same                        no key
     /bedrock            tests.fakes.bedrock             SigV4, or a Bearer key
+    /vertex             tests.fakes.vertex              a token of /google/token
 
 Keys that begin with `sk-fake-good` are right, all others are 401. What happens is chosen by the
 model's name (tests.fakes.models; GET …/models lists them).
 
-For tests: GET /_requests (what came, with keys as hashes), GET /_stats, POST /_reset, and
-GET /_page (some text, for fetch_url).
+For tests: GET /_requests (what came, with keys as hashes), GET /_stats, POST /_reset,
+GET /_page (some text, for fetch_url), and GET /_service-account (a key for /google/token).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import orjson
 from tests.fakes import bedrock, models
 from tests.fakes.http import Cut, Exchange, Hang, Server
 from tests.fakes.http import Step as Chunk
+from tests.fakes.vertex import Vertex, service_account
 from tests.fakes.wires import Anthropic, Asked, OpenAI, Refusal
 
 GOOD_KEY = "sk-fake-good-key-0123456789abcdef"
@@ -57,6 +59,7 @@ class App:
     def __init__(self) -> None:
         self.server = Server(self.handle)
         self.url = ""
+        self.vertex = Vertex()
         self.reset()
 
     def reset(self) -> None:
@@ -91,6 +94,9 @@ class App:
         record = self._record(exchange)
         if place := bedrock.place_of(exchange):
             bedrock.handle(self, exchange, place, record)
+            return
+        if exchange.path.startswith(("/vertex/", "/google/")):
+            self.vertex.handle(self, exchange, record)
             return
         base, _, rest = exchange.path.partition("/v1/")
         wire, auth = ENDPOINTS.get(f"{base}/v1", (OpenAI(), ""))
@@ -240,6 +246,8 @@ class App:
             case "POST", "/_reset":
                 self.reset()
                 exchange.respond(200, {})
+            case "GET", "/_service-account":
+                exchange.respond(200, service_account().encode())
             case "GET", "/_page":
                 page = b"<html><title>A page</title><p>Some words for fetch_url.</p></html>"
                 exchange.respond(200, page, {"content-type": "text/html"})
@@ -257,8 +265,8 @@ def chunks(
     """The steps of a behaviour as a wire's chunks."""
     tokens = 0
     step: models.Step | None = first
-    if not isinstance(step, models.Raw):
-        yield reply.begin()
+    if not isinstance(step, models.Raw) and (opening := reply.begin()):
+        yield opening
     while step is not None:
         kind = type(step)
         if kind is models.Say or kind is models.Think:

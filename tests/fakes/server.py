@@ -54,6 +54,19 @@ class FakeProviders:
         """Base URL that stands for all of AWS but STS; the keys are in `tests.fakes.bedrock`."""
         return f"{self.url}/bedrock"
 
+    def vertex(self) -> str:
+        """Base URL in place of Vertex AI's."""
+        return f"{self.url}/vertex"
+
+    @property
+    def google_token(self) -> str:
+        """In place of Google's token endpoint."""
+        return f"{self.url}/google/token"
+
+    def revoke_tokens(self) -> None:
+        """Every token that Google gave is void from now on."""
+        self._ask(self._app.vertex.tokens.revoke_all)
+
     def requests(self, **wanted: Any) -> list[dict[str, Any]]:
         """What came, oldest first; `wanted` narrows it: `requests(model="echo", status=200)`."""
         found = self._ask(lambda: orjson.dumps(self._app.records))

@@ -34,12 +34,13 @@ class Entry:
         return "\n\n".join(part["text"] for part in self.parts if part["t"] == "text")
 
 
-def settle(history: Sequence[Turnlet]) -> list[Entry]:
-    """`history` with same-role neighbours merged, empty texts dropped, text made valid Unicode,
-    and exactly one result for every tool call, in the order of the calls."""
+def settle(history: Sequence[Turnlet], *, keep_signed: bool = False) -> list[Entry]:
+    """`history` with same-role neighbours merged, empty texts dropped (with `keep_signed` not those
+    that carry a signature), text made valid Unicode, and exactly one result for every tool call, in
+    the order of the calls."""
     entries: list[Entry] = []
     for turnlet in history:
-        parts = [part for part in map(_kept, turnlet.parts) if part]
+        parts = [part for one in turnlet.parts if (part := _kept(one, keep_signed=keep_signed))]
         if all(part["t"] == "thinking" for part in parts):
             continue  # nothing, or a reply that was stopped before its first word
         if not entries or entries[-1].role != turnlet.role:
@@ -59,10 +60,11 @@ def tool_loop_start(entries: Sequence[Entry]) -> int:
     return 0
 
 
-def _kept(part: Part) -> Part | None:
+def _kept(part: Part, *, keep_signed: bool) -> Part | None:
     kind = part["t"]
     if kind == "text":
-        return {**part, "text": clean(part["text"])} if part["text"].strip() else None
+        kept = part["text"].strip() or (keep_signed and part.get("sig"))
+        return {**part, "text": clean(part["text"])} if kept else None
     if kind in ("tool_result", "thinking"):
         return {**part, "text": clean(part.get("text", ""))}
     return part

@@ -7,7 +7,7 @@ from typing import Any
 from connections.providers.wire.lenient_json import clean, dumps, loads
 
 
-def written(value: dict[str, Any]) -> str:
+def written(value: Any) -> str:
     """Arguments that came as an object where the format has text."""
     try:
         return dumps(value).decode()
