@@ -54,6 +54,7 @@ class FakeProviders:
         """Base URL that stands for all of AWS but STS; the keys are in `tests.fakes.bedrock`."""
         return f"{self.url}/bedrock"
 
+    @property
     def vertex(self) -> str:
         """Base URL in place of Vertex AI's."""
         return f"{self.url}/vertex"
