@@ -136,7 +136,7 @@ def _codex_path(connection: Connection) -> str:
     """The binary, which must be one of the operator's: what is stored was allowed once."""
     path = connection.codex_path or next(iter(settings.CODEX_PATHS), "")
     is_allowed = path in settings.CODEX_PATHS and Path(path).is_absolute()
-    if not is_allowed or not os.access(path, os.X_OK):
+    if not is_allowed or not Path(path).is_file() or not os.access(path, os.X_OK):
         raise CodexMissing
     return path
 
