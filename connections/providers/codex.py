@@ -195,7 +195,7 @@ class _Turn:
                 raise ProviderError(ErrorKind.PROCESS, "Codex didn't start in time.") from None
             except jsonrpc.RPCError as error:
                 raise self._ended(error) from None
-            stack.push_async_callback(self._interrupt)
+            stack.push_async_callback(self._leave)
             async with aclosing(self._follow()) as events:
                 async for event in events:
                     yield event
@@ -220,8 +220,6 @@ class _Turn:
                 cwd=self.cwd,
             )
         )
-        # The relay goes first: whatever the process does at its end, nothing more leaves.
-        stack.push_async_callback(self.relay.close)
 
     async def _begin(self, items: Sequence[Any], last: Sequence[Any]) -> None:
         request, peer = self.request, self.peer
@@ -367,9 +365,12 @@ class _Turn:
                 took = True
         return took
 
+    async def _leave(self) -> None:
+        """Before the end. The provider's side is closed at once, whatever the process does."""
+        await asyncio.gather(self.relay.close(), self._interrupt())
+
     async def _interrupt(self) -> None:
-        """Before the end, when the turn isn't over: the process closes its request itself."""
-        if self.turn:
+        if self.turn:  # it isn't over
             with contextlib.suppress(jsonrpc.RPCError):
                 await self.peer.request(
                     "turn/interrupt",

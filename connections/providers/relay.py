@@ -84,8 +84,10 @@ class Relay:
 
     async def close(self) -> None:
         """Takes nothing more and breaks off what is under way: the provider's side is closed."""
-        if self._server is not None:
-            self._server.close()
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -227,19 +229,17 @@ class _Exchange:
             return
         if body is None:
             return
-        async with aclosing(self._relay.answer(body)) as chunks:
-            answering = asyncio.create_task(self._send(chunks))
-            leaving = asyncio.create_task(self._reader.read(1))
-            try:
-                # Whichever comes first: the answer's end, or the process hangs up.
-                await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (answering, leaving):
-                    task.cancel()
-                await asyncio.wait({answering, leaving})
+        answering = asyncio.create_task(self._answer(body))
+        leaving = asyncio.create_task(self._reader.read(1))
+        try:
+            # Whichever comes first: the answer's end, or the process hangs up.
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
             for task in (answering, leaving):
-                if not task.cancelled():
-                    task.exception()  # seen
+                task.cancel()
+            for ended in await asyncio.gather(answering, leaving, return_exceptions=True):
+                if isinstance(ended, Exception) and not isinstance(ended, OSError):
+                    logger.error("the relay failed: %s", type(ended).__name__)
 
     async def _body(self) -> bytes | None:
         """The body of a request that may pass; None when it was refused."""
@@ -275,6 +275,10 @@ class _Exchange:
             + self._http.send(h11.EndOfMessage())
         )
         await self._writer.drain()
+
+    async def _answer(self, body: bytes) -> None:
+        async with aclosing(self._relay.answer(body)) as chunks:
+            await self._send(chunks)
 
     async def _send(self, chunks: AsyncIterator[bytes]) -> None:
         try:

@@ -128,4 +128,4 @@ def test_ask_runs_a_turn_on_it_in_the_commands_own_process(codex: Parts):
 
 def test_no_secret_is_in_what_the_worker_wrote(codex: Parts):
     assert codex.fakes.good_key not in codex.output()
-    assert "Traceback" not in codex.output()
+    assert "Traceback" not in codex.output(), codex.output()[-6000:]
