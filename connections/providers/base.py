@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import httpx
@@ -95,6 +95,17 @@ class ProviderError(Exception):
         return self.kind in RETRYABLE
 
 
+class Fresh(Protocol):
+    """Where the tokens of a signed-in connection come from."""
+
+    async def __call__(self, *, rejected: str = "") -> Mapping[str, str]:
+        """The fields of `Target.secret`, with an access token that is valid for some minutes more
+        and isn't `rejected`, one that the provider just refused. Nothing is asked while the known
+        one will do; else one call to the issuer at most, for all who wait. Raises
+        `ProviderError`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a call goes and as whom: a connection with its secrets opened, for one call or turn.
@@ -114,7 +125,17 @@ class Target:
     max_tokens_field: str = ""  # "max_tokens" | "max_completion_tokens" | "" (the wire's own)
     region: str = ""
     project: str = ""
-    codex_path: str = ""  # the binary that is run; absolute
+    codex_path: str = ""  # "" means the server's default binary
+    # for a signed-in connection; call `freshened` before the token is used
+    fresh: Fresh | None = field(default=None, repr=False, compare=False)
+
+
+async def freshened(target: Target, *, rejected: str = "") -> Target:
+    """The target with a token that can be used now; the same one where there is none to renew.
+    Raises `ProviderError`."""
+    if target.fresh is None:
+        return target
+    return replace(target, secret=await target.fresh(rejected=rejected))
 
 
 # -- requests ------------------------------------------------------------------------------------

@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import secrets
 import weakref
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, ClassVar
@@ -40,10 +43,11 @@ from connections.providers.base import (
     ThinkingEnd,
     Usage,
     Waiting,
+    freshened,
 )
 from connections.providers.codex_home import PROVIDER, HomeError, catalogue_of, make_home
 from connections.providers.errors import Scrubber
-from connections.providers.http import HTTPProvider
+from connections.providers.http import _HEADER_VALUE, HTTPProvider
 from connections.providers.relay import Relay
 from connections.providers.wire import jsonrpc
 from connections.providers.wire.history import Entry, settle
@@ -62,6 +66,10 @@ NEUTRAL = "You are a helpful assistant. Answer in the language of the question, 
 CLIENT = {"name": "patchbay", "title": "Patchbay", "version": "1"}
 # What the process tells the provider about itself, beside the conversation.
 _ABOUT_ITSELF = ("client_metadata", "prompt_cache_key")
+# The backend of personal plans, and what it is told of the headers that came.
+CHATGPT = "https://chatgpt.com/backend-api/codex"
+_KEPT_HEADERS = ("openai-beta", "originator", "session-id", "thread-id", "x-client-request-id")
+_YEAR_2100 = 4_102_444_800
 # Where the relay knows nothing, because the process failed before it asked.
 _BY_INFO = {
     "contextWindowExceeded": ErrorKind.CONTEXT_TOO_LONG,
@@ -81,7 +89,13 @@ class Codex(HTTPProvider):
     default_wire = "openai-completions"  # for its list of models; a reply is the process's affair
     takes_tools: ClassVar[bool] = False
 
+    def origin(self, target: Target) -> str:
+        own = CHATGPT if target.auth_type == "oauth" else self.default_base_url
+        return target.base_url or own
+
     async def list_models(self, client: httpx.AsyncClient, target: Target) -> list[ListedModel]:
+        if target.auth_type == "oauth":
+            raise ProviderError(ErrorKind.ENDPOINT_NOT_FOUND, "A plan has no list of models.")
         try:
             return await super().list_models(client, target)
         except ProviderError as error:
@@ -109,13 +123,23 @@ class Codex(HTTPProvider):
                     yield event
 
     async def outgoing(
-        self, client: httpx.AsyncClient, target: Target, request: ModelRequest, body: bytes
+        self,
+        client: httpx.AsyncClient,
+        target: Target,
+        request: ModelRequest,
+        came: Mapping[str, str],
+        body: bytes,
     ) -> httpx.Request:
         """The request that leaves for one that came from the process. Raises ProviderError."""
         content = without_tools(body)
-        for name in _ABOUT_ITSELF:
-            content.pop(name, None)
-        content["max_output_tokens"] = max(request.max_tokens, LEAST_OUTPUT)
+        headers = {"accept": "text/event-stream"}
+        if target.auth_type == "oauth":
+            # That backend takes what this binary sends, and no limit.
+            headers |= {name: came[name] for name in _KEPT_HEADERS if name in came}
+        else:
+            for name in _ABOUT_ITSELF:
+                content.pop(name, None)
+            content["max_output_tokens"] = max(request.max_tokens, LEAST_OUTPUT)
         message = self._request(
             client,
             target,
@@ -123,10 +147,24 @@ class Codex(HTTPProvider):
             "/responses",
             idle=request.idle_timeout,
             content=dumps(content),
-            headers={"accept": "text/event-stream"},
+            headers=headers,
         )
         await self.authorize(client, target, message)
         return message
+
+    async def authorize(
+        self, client: httpx.AsyncClient, target: Target, request: httpx.Request
+    ) -> None:
+        if target.auth_type != "oauth":
+            await super().authorize(client, target, request)
+            return
+        for name, value in (
+            ("authorization", f"Bearer {target.secret.get('access_token', '')}"),
+            ("chatgpt-account-id", target.secret.get("account_id", "")),
+        ):
+            if not _HEADER_VALUE.fullmatch(value):
+                raise ProviderError(ErrorKind.AUTH, "The token can't be sent. Sign in again.")
+            request.headers[name] = value
 
 
 def without_tools(body: bytes) -> dict[str, Any]:
@@ -184,6 +222,8 @@ class _Turn:
 
     async def events(self) -> AsyncIterator[Event]:
         items, last = _items(self.request)
+        self.target = await freshened(self.target)
+        self.scrub = Scrubber(self.target)
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(START_SECONDS):
@@ -203,12 +243,20 @@ class _Turn:
     async def _start(self, stack: AsyncExitStack) -> None:
         request = self.request
 
-        async def make(body: bytes) -> httpx.Request:
-            return await self.provider.outgoing(self.client, self.target, request, body)
+        async def make(headers: Mapping[str, str], body: bytes) -> httpx.Request:
+            return await self.provider.outgoing(self.client, self.target, request, headers, body)
 
         catalogue = await catalogue_of(self.target.codex_path)
         self.relay = await stack.enter_async_context(
-            Relay(self.client, make, self.scrub, model=request.model, gate=self._steer)
+            Relay(
+                self.client,
+                make,
+                self.scrub,
+                model=request.model,
+                gate=self._steer,
+                token=_stand_in(self.account) if self.signed_in else "",
+                tells_401=self.signed_in,
+            )
         )
         home = make_home(catalogue, self.relay.base_url, idle_seconds=request.idle_timeout)
         stack.callback(home.remove)
@@ -218,6 +266,7 @@ class _Turn:
                 [self.target.codex_path, "app-server", "--strict-config"],
                 env=home.environment(),
                 cwd=self.cwd,
+                handlers={"account/chatgptAuthTokens/refresh": self._refresh},
             )
         )
 
@@ -227,7 +276,7 @@ class _Turn:
             "initialize", {"clientInfo": CLIENT, "capabilities": {"experimentalApi": True}}
         )
         await peer.notify("initialized")
-        await peer.request("account/login/start", {"type": "apiKey", "apiKey": self.relay.token})
+        await peer.request("account/login/start", self._login())
         started = await peer.request(
             "thread/start",
             {
@@ -245,6 +294,42 @@ class _Turn:
             await peer.request("thread/inject_items", {"threadId": self.thread, "items": items})
         begun = await peer.request("turn/start", {"threadId": self.thread, "input": last})
         self.turn = _at(begun, "turn", "id")
+
+    # -- as whom -----------------------------------------------------------------------------------
+
+    @property
+    def signed_in(self) -> bool:
+        return self.target.auth_type == "oauth"
+
+    @property
+    def account(self) -> str:
+        return self.target.secret.get("account_id", "")
+
+    def _login(self) -> dict[str, str]:
+        if self.signed_in:
+            return {"type": "chatgptAuthTokens", **self._tokens()}
+        return {"type": "apiKey", "apiKey": self.relay.token}
+
+    def _tokens(self) -> dict[str, str]:
+        """The process gets a stand-in; the relay has the token."""
+        return {"accessToken": self.relay.token, "chatgptAccountId": self.account}
+
+    async def _refresh(self, params: Mapping[str, Any]) -> dict[str, str]:
+        """Asked by the process when it was refused. A renewal that fails is the turn's failure."""
+        failure = self.relay.failure
+        if not self.signed_in or failure is None or failure.status != 401:
+            # One of its other calls, which the relay refused: there the token is not at fault.
+            return self._tokens()
+        rejected = self.target.secret.get("access_token", "")
+        try:
+            self.target = await freshened(self.target, rejected=rejected)
+        except ProviderError as error:
+            self.relay.failure = error
+            raise
+        self.scrub = self.relay.scrub = Scrubber(self.target)
+        return self._tokens()
+
+    # -- what comes --------------------------------------------------------------------------------
 
     async def _follow(self) -> AsyncIterator[Event]:
         message = ""  # the reply's item that is being written
@@ -377,6 +462,17 @@ class _Turn:
                     {"threadId": self.thread, "turnId": self.turn},
                     seconds=STOP_SECONDS,
                 )
+
+
+def _stand_in(account: str) -> str:
+    """A token of the form that the process insists on, and of no use but at the relay."""
+
+    def part(value: Mapping[str, Any]) -> str:
+        return urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    about = {"chatgpt_account_id": account, "chatgpt_plan_type": "unknown"}
+    claims = {"exp": _YEAR_2100, "https://api.openai.com/auth": about}
+    return f"{part({'alg': 'none'})}.{part(claims)}.{secrets.token_urlsafe(32)}"
 
 
 # -- the conversation in the process's words -------------------------------------------------------

@@ -132,6 +132,9 @@ def _config(catalogue: Path, base_url: str, idle_seconds: float) -> str:
         "model_catalog_json": str(catalogue),
         # What is too long is our affair: it would ask the model for a summary.
         "model_auto_compact_token_limit": 1_000_000_000,
+        # Its other calls go nowhere: the relay passes on what asks for a reply, and nothing else.
+        "chatgpt_base_url": f"{base_url}/backend-api",
+        "features.enable_request_compression": False,
         "web_search": "disabled",
         "tools.experimental_request_user_input.enabled": False,
         "agents.enabled": False,

@@ -13,7 +13,7 @@ import contextlib
 import hmac
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Self
 
@@ -39,26 +39,40 @@ MAX_REFUSAL = 20_000  # characters
 _INCOMPLETE = {"max_output_tokens": "length", "content_filter": "refusal"}
 _DELTA = b"response.output_text.delta"
 
-# Makes the request that leaves of the body that came. Raises ProviderError.
-Make = Callable[[bytes], Awaitable[httpx.Request]]
+# Makes the request that leaves of the headers and the body that came. Raises ProviderError.
+Make = Callable[[Mapping[str, str], bytes], Awaitable[httpx.Request]]
 # Asked before the end of a reply is passed on; True when something was put into the turn meanwhile.
 Gate = Callable[[], Awaitable[bool]]
 
 
 class Relay:
-    """One for each process: `start` it, give the process `base_url` and `token`, `close` it."""
+    """One for each process: `start` it, give the process `base_url` and `token`, `close` it.
+
+    With `tells_401` the process hears of a refused token, so that it asks for another; of any
+    other refusal it hears only that there was one, and doesn't try again.
+    """
 
     def __init__(
-        self, client: httpx.AsyncClient, make: Make, scrub: Scrubber, *, model: str, gate: Gate
+        self,
+        client: httpx.AsyncClient,
+        make: Make,
+        scrub: Scrubber,
+        *,
+        model: str,
+        gate: Gate,
+        token: str = "",
+        tells_401: bool = False,
     ) -> None:
-        self.token = secrets.token_urlsafe(32)
+        self.token = token or secrets.token_urlsafe(32)
         self.base_url = ""
+        self.scrub = scrub
+        self.tells_401 = tells_401
         # of the last request
         self.failure: ProviderError | None = None
         self.reason = ""  # "stop", "length", "refusal", "other", or "" when it has no end yet
         self.refusal = ""  # the provider's words of a refusal, which the process drops
         self.usage: Usage | None = None
-        self._client, self._make, self._scrub = client, make, scrub
+        self._client, self._make = client, make
         self._model, self._gate = model, gate
         self._left = 1 + UNASKED
         self._path = f"/{secrets.token_urlsafe(8)}/v1"
@@ -120,7 +134,7 @@ class Relay:
 
     # -- the provider's side -----------------------------------------------------------------------
 
-    async def answer(self, body: bytes) -> AsyncIterator[bytes]:
+    async def answer(self, headers: Mapping[str, str], body: bytes) -> AsyncIterator[bytes]:
         """The bytes of the provider's event stream. Whatever goes wrong is `failure` afterwards,
         and raised."""
         self.failure, self.reason, self.refusal, self.usage = None, "", "", None
@@ -130,13 +144,13 @@ class Relay:
                 raise ProviderError(
                     ErrorKind.PROTOCOL, "The model goes on calling tools that it was not offered."
                 )
-            with _mapped(self._scrub):
-                request = await self._make(body)
+            with _mapped(self.scrub):
+                request = await self._make(headers, body)
                 async with _sent(self._client, request) as response:
                     if response.status_code >= 300:
-                        raise await _refusal(response, self._scrub, self._model)
-                    await _check_is_stream(response, self._scrub)
-                    with _mapped(self._scrub, answering=True):
+                        raise await _refusal(response, self.scrub, self._model)
+                    await _check_is_stream(response, self.scrub)
+                    with _mapped(self.scrub, answering=True):
                         async with aclosing(self._pass_on(response)) as chunks:
                             async for chunk in chunks:
                                 yield chunk
@@ -193,14 +207,14 @@ class Relay:
                 why = details.get("reason") if type(details) is dict else None
                 self.reason = _INCOMPLETE.get(str(why), "other")
             case "response.failed" | "response.cancelled":
-                raise errors.from_payload({"error": response.get("error") or {}}, self._scrub)
+                raise errors.from_payload({"error": response.get("error") or {}}, self.scrub)
             case "error":
                 about = event.get("error")
                 if type(about) is not dict:
                     about = {name: event.get(name) for name in ("code", "message", "param")}
-                raise errors.from_payload({"error": about}, self._scrub)
+                raise errors.from_payload({"error": about}, self.scrub)
             case _ if event.get("error") and "type" not in event:
-                raise errors.from_payload(event, self._scrub)
+                raise errors.from_payload(event, self.scrub)
 
     async def _let_in(self) -> bool:
         try:
@@ -220,6 +234,7 @@ class _Exchange:
     ) -> None:
         self._relay, self._reader, self._writer = relay, reader, writer
         self._http = h11.Connection(h11.SERVER)
+        self._headers: dict[str, str] = {}
 
     async def run(self) -> None:
         try:
@@ -252,6 +267,9 @@ class _Exchange:
                 if status := self._relay.allows(event):
                     await self._say(status)
                     return None
+                self._headers = {
+                    name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers
+                }
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > MAX_BODY:
@@ -277,14 +295,16 @@ class _Exchange:
         await self._writer.drain()
 
     async def _answer(self, body: bytes) -> None:
-        async with aclosing(self._relay.answer(body)) as chunks:
+        async with aclosing(self._relay.answer(self._headers, body)) as chunks:
             await self._send(chunks)
 
     async def _send(self, chunks: AsyncIterator[bytes]) -> None:
         try:
             first = await anext(chunks)
-        except (ProviderError, StopAsyncIteration):
-            # Any refusal is one that isn't tried again: what it was, the relay knows.
+        except ProviderError as error:
+            await self._say(401 if self._relay.tells_401 and error.status == 401 else 400)
+            return
+        except StopAsyncIteration:
             await self._say(400)
             return
         headers = [("content-type", "text/event-stream"), ("connection", "close")]

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -232,8 +232,8 @@ async def door(fakes) -> AsyncIterator[tuple[relay.Relay, httpx.AsyncClient]]:
 
     async with client() as http, httpx.AsyncClient(trust_env=False) as caller:
 
-        async def make(body: bytes) -> httpx.Request:
-            return await CODEX.outgoing(http, where, request, body)
+        async def make(headers: Mapping[str, str], body: bytes) -> httpx.Request:
+            return await CODEX.outgoing(http, where, request, headers, body)
 
         scrub = relay.Scrubber(where)
         async with relay.Relay(http, make, scrub, model="echo", gate=nothing) as opened:

@@ -37,8 +37,11 @@ class Responses(OpenAI):
     def read(self, body: Any, headers: Mapping[str, str]) -> Asked:
         _require(isinstance(body, dict), "We could not parse the JSON body of your request.")
         _require(headers.get("accept") == "text/event-stream", "Accept must be text/event-stream")
+        fields = self._FIELDS
+        if "chatgpt-account-id" in headers:  # the backend of personal plans
+            fields = fields - {"max_output_tokens"} | {"client_metadata", "prompt_cache_key"}
         for name in body:
-            _require(name in self._FIELDS, f"Unknown parameter: '{name}'.", name)
+            _require(name in fields, f"Unknown parameter: '{name}'.", name)
         _require(isinstance(body.get("model"), str), "you must provide a model parameter", "model")
         _require(body.get("stream") is True, "This fake only streams.", "stream")
         _require(body.get("store") is False, "This fake stores nothing.", "store")
