@@ -45,7 +45,13 @@ from connections.providers.base import (
     Waiting,
     freshened,
 )
-from connections.providers.codex_home import PROVIDER, HomeError, catalogue_of, make_home
+from connections.providers.codex_home import (
+    PROVIDER,
+    HomeError,
+    catalogue_of,
+    for_replies,
+    make_home,
+)
 from connections.providers.errors import Scrubber
 from connections.providers.http import _HEADER_VALUE, HTTPProvider
 from connections.providers.relay import Relay
@@ -258,7 +264,9 @@ class _Turn:
                 tells_401=self.signed_in,
             )
         )
-        home = make_home(catalogue, self.relay.base_url, idle_seconds=request.idle_timeout)
+        home = make_home(
+            for_replies(catalogue, self.relay.base_url, idle_seconds=request.idle_timeout)
+        )
         stack.callback(home.remove)
         self.cwd = str(home.cwd)
         self.peer = await stack.enter_async_context(

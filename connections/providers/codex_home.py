@@ -82,9 +82,8 @@ class Home:
         os.close(self.lock)
 
 
-def make_home(catalogue: Path, base_url: str, *, idle_seconds: float) -> Home:
-    """A home whose requests go to `base_url`. Blocks for some file operations. Raises
-    `HomeError`."""
+def make_home(configuration: Mapping[str, Any]) -> Home:
+    """Blocks for some file operations. Raises `HomeError`."""
     try:
         folder = _folder("homes")
         _sweep(folder)
@@ -95,7 +94,13 @@ def make_home(catalogue: Path, base_url: str, *, idle_seconds: float) -> Home:
         home.home.mkdir(mode=0o700)
         home.cwd.mkdir(mode=0o700)
         config = home.home / "config.toml"
-        config.write_text(_config(catalogue, base_url, idle_seconds), encoding="utf-8")
+        config.write_text(
+            "".join(
+                f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+                for name, value in configuration.items()
+            ),
+            encoding="utf-8",
+        )
         config.chmod(0o600)
     except OSError as error:
         raise HomeError(
@@ -125,8 +130,9 @@ def _sweep(folder: Path) -> None:
                 os.close(lock)
 
 
-def _config(catalogue: Path, base_url: str, idle_seconds: float) -> str:
-    lines = {
+def for_replies(catalogue: Path, base_url: str, *, idle_seconds: float) -> dict[str, Any]:
+    """The configuration of a process whose requests go to `base_url`."""
+    return {
         "cli_auth_credentials_store": "ephemeral",  # in memory; "file" would write the token
         "model_provider": PROVIDER,
         "model_catalog_json": str(catalogue),
@@ -159,9 +165,23 @@ def _config(catalogue: Path, base_url: str, idle_seconds: float) -> str:
         f"model_providers.{PROVIDER}.stream_max_retries": 0,
         f"model_providers.{PROVIDER}.stream_idle_timeout_ms": round((idle_seconds + 60) * 1000),
     }
-    return "".join(
-        f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in lines.items()
-    )
+
+
+def for_sign_in(backend: str) -> dict[str, Any]:
+    """The configuration of a process that signs somebody in, and does nothing else. The tokens
+    stand in its home for a moment: it has no other way to hand them over. `backend` is ChatGPT's,
+    "" for the real one."""
+    return {
+        "cli_auth_credentials_store": "file",
+        "web_search": "disabled",
+        "agents.enabled": False,
+        **{f"features.{name}": False for name in _OFF},
+        "skills.bundled.enabled": False,
+        "history.persistence": "none",
+        "check_for_update_on_startup": False,
+        "analytics.enabled": False,
+        **({"chatgpt_base_url": backend} if backend else {}),
+    }
 
 
 # -- the models ------------------------------------------------------------------------------------

@@ -321,12 +321,11 @@ async def test_an_answer_that_found_no_place_was_not_tested(fakes, settings, mon
 
 
 async def test_the_home_of_a_worker_that_was_killed_is_swept_and_a_live_one_is_not(fakes):
-    catalogue = await codex_home.catalogue_of(target(fakes).codex_path)
-    first = codex_home.make_home(catalogue, "http://127.0.0.1:1", idle_seconds=1)
-    second = codex_home.make_home(catalogue, "http://127.0.0.1:1", idle_seconds=1)
+    first = codex_home.make_home({})
+    second = codex_home.make_home({})
     assert homes() == sorted([first.root, second.root])
     os.close(first.lock)  # as its worker's end does
-    third = codex_home.make_home(catalogue, "http://127.0.0.1:1", idle_seconds=1)
+    third = codex_home.make_home({})
     assert homes() == sorted([second.root, third.root])
     for home in (second, third):
         assert stat.S_IMODE(home.root.stat().st_mode) == 0o700
