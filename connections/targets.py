@@ -7,6 +7,7 @@ The error tree; `reason` says which sentence a person reads::
     ├── SecretMissing     none is stored
     ├── BindingMismatch   one is stored, for another address, provider or way to authenticate
     ├── SecretUnreadable  its key isn't at hand, or the stored bytes were changed or moved
+    ├── CodexMissing      the binary isn't there, or isn't one of the operator's any more
     ├── EnvironmentOff    the operator doesn't lend the server's own credentials to this provider
     └── EnvironmentEmpty  the operator does, but there are none
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import ClassVar
 
 from django.conf import settings
@@ -50,6 +52,10 @@ class BindingMismatch(TargetError):
 
 class SecretUnreadable(TargetError):
     reason = Reason.SEALED
+
+
+class CodexMissing(TargetError):
+    reason = Reason.CODEX_MISSING
 
 
 class EnvironmentOff(TargetError):
@@ -102,6 +108,8 @@ def provider_of(connection: Connection) -> Provider:
 def target_of(connection: Connection) -> Target:
     """The connection with its secrets opened, for one call or turn. Raises `TargetError`."""
     provider_of(connection)
+    on_codex = connection.provider_type == ProviderType.OPENAI
+    codex_path = _codex_path(connection) if on_codex else ""
     if connection.auth_type == AuthType.ENVIRONMENT:
         secret = _lent(connection)
     else:
@@ -121,8 +129,17 @@ def target_of(connection: Connection) -> Target:
         region=connection.aws_region if on_aws else connection.gcp_region,
         project=connection.gcp_project_id,
         token_url=settings.GOOGLE_TOKEN_URL,
-        codex_path=connection.codex_path,
+        codex_path=codex_path,
     )
+
+
+def _codex_path(connection: Connection) -> str:
+    """The binary, which must be one of the operator's: what is stored was allowed once."""
+    path = connection.codex_path or next(iter(settings.CODEX_PATHS), "")
+    is_allowed = path in settings.CODEX_PATHS and Path(path).is_absolute()
+    if not is_allowed or not Path(path).is_file() or not os.access(path, os.X_OK):
+        raise CodexMissing
+    return path
 
 
 def _lent(connection: Connection) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from connections.providers.anthropic import Anthropic
 from connections.providers.base import Provider
 from connections.providers.bedrock import Bedrock
+from connections.providers.codex import Codex
 from connections.providers.compat import AnthropicCompat, OpenAICompat
 from connections.providers.vertex import Vertex
 
@@ -12,6 +13,7 @@ PROVIDERS: dict[str, Provider] = {
     "anthropic": Anthropic(),
     "anthropic_compat": AnthropicCompat(),
     "bedrock": Bedrock(),
+    "openai": Codex(),
     "openai_compat": OpenAICompat(),
     "vertex": Vertex(),
 }

@@ -8,6 +8,7 @@ The error tree has one class; `kind` says which sentence a person reads and what
 
     ProviderError(kind, …)
     ├── another try may help   rate_limited overloaded server timeout connect tls truncated protocol
+    │                          process
     └── it can't               auth forbidden quota model_not_found endpoint_not_found bad_request
                                too_large context_too_long redirect egress no_credentials
 """
@@ -15,8 +16,8 @@ The error tree has one class; `kind` says which sentence a person reads and what
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import httpx
@@ -47,6 +48,7 @@ class ErrorKind(enum.StrEnum):
     EGRESS = "egress"
     # the same word as `sentences.Reason`: an `environment` that turns out to be empty when asked
     NO_CREDENTIALS = "environment_empty"
+    PROCESS = "process"  # a program of ours, not the provider, failed
 
 
 RETRYABLE = frozenset(
@@ -59,6 +61,7 @@ RETRYABLE = frozenset(
         ErrorKind.TLS,
         ErrorKind.TRUNCATED,
         ErrorKind.PROTOCOL,
+        ErrorKind.PROCESS,
     }
 )
 
@@ -94,6 +97,17 @@ class ProviderError(Exception):
         return self.kind in RETRYABLE
 
 
+class Fresh(Protocol):
+    """Where the tokens of a signed-in connection come from."""
+
+    async def __call__(self, *, rejected: str = "") -> Mapping[str, str]:
+        """The fields of `Target.secret`, with an access token that is valid for some minutes more
+        and isn't `rejected`, one that the provider just refused. Nothing is asked while the known
+        one will do; else one call to the issuer at most, for all who wait. Raises
+        `ProviderError`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a call goes and as whom: a connection with its secrets opened, for one call or turn.
@@ -115,6 +129,16 @@ class Target:
     project: str = ""
     token_url: str = ""  # where Google's tokens are minted; "" means Google's own
     codex_path: str = ""  # "" means the server's default binary
+    # for a signed-in connection; call `freshened` before the token is used
+    fresh: Fresh | None = field(default=None, repr=False, compare=False)
+
+
+async def freshened(target: Target, *, rejected: str = "") -> Target:
+    """The target with a token that can be used now; the same one where there is none to renew.
+    Raises `ProviderError`."""
+    if target.fresh is None:
+        return target
+    return replace(target, secret=await target.fresh(rejected=rejected))
 
 
 # -- requests ------------------------------------------------------------------------------------
@@ -143,8 +167,20 @@ class ToolSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Steered:
+    """A message for a reply that is under way; `id` comes back in its `Delivered`."""
+
+    id: str
+    parts: Sequence[Part]
+
+
+async def nothing_steered() -> Sequence[Steered]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """One step: the whole history goes, one reply comes."""
+    """One step: the whole history goes, one reply comes (or several, see `steering`)."""
 
     model: str
     history: Sequence[Turnlet]
@@ -153,6 +189,9 @@ class ModelRequest:
     tools: Sequence[ToolSpec] = ()
     # seconds without any byte from the provider before the call is a `timeout`
     idle_timeout: float = 120.0
+    # Takes what people wrote meanwhile, each once. Asked, at the end of every reply, by a provider
+    # that can put messages into a running call; the others never ask.
+    steering: Callable[[], Awaitable[Sequence[Steered]]] = nothing_steered
 
 
 # -- events --------------------------------------------------------------------------------------
@@ -211,7 +250,33 @@ class Done:
     reason: str
 
 
-Event = TextDelta | TextEnd | ThinkingDelta | ThinkingEnd | ToolCall | Usage | Done
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The provider's receipt for a steered message: the reply so far is whole, and what follows
+    answers this message (and others whose receipts follow at once). Without it a message wasn't
+    delivered, whatever else happened."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The call waits for a place in this process, or with `over` has got it."""
+
+    over: bool = False
+
+
+Event = (
+    TextDelta
+    | TextEnd
+    | ThinkingDelta
+    | ThinkingEnd
+    | ToolCall
+    | Usage
+    | Done
+    | Delivered
+    | Waiting
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +295,7 @@ class Provider(Protocol):
     # auth types that work in this build; the table of allowed pairs is in connections.choices
     auth_types: ClassVar[frozenset[str]]
     default_base_url: ClassVar[str]
+    takes_tools: ClassVar[bool]  # False: `ModelRequest.tools` never leaves
 
     def origin(self, target: Target) -> str:
         """The URL whose scheme, host and port the rung `network` dials."""

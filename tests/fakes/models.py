@@ -489,6 +489,7 @@ MODELS = tuple(
         ("no-system", "no-system", "refuses a system prompt, as some models do", no_system),
         ("endless", "endless", "text without end, as fast as it is read", endless),
         ("huge-line", "huge-line", "one line of 100 MB", huge_line),
+        ("gpt-6.1-sol", r"gpt-[\w.-]+|codex-[\w.-]+", "an echo under a real name", echo),
     )
 )
 
