@@ -39,11 +39,12 @@ from connections.providers.base import (
 )
 from connections.sentences import Reason
 from connections.tasks import record_turn_outcome
-from sessions import tools, turns
+from sessions import turns
 from sessions.bus import Writer
-from sessions.history import CannotRun, Prepared, entries_of, prepare
+from sessions.history import CannotRun, Prepared, entries_of, prepare, shorten
 from sessions.models import Turn
 from sessions.reply import Reply, text_of
+from sessions.toolbox import Toolbox
 from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
 
@@ -84,9 +85,17 @@ class Agent:
         self.turn, self.token = live.turn, live.token
         self.chat_id = str(live.turn.chat_id)
         self.cost: Decimal | None = None
+        self.toolbox = Toolbox(runtime, self.turn)
+        self.answered: dict[int, uuid.UUID] = {}  # entry of tool results → the reply's message
 
     async def run(self) -> None:
         """To the end, whatever it is; nothing is written when the lease is lost."""
+        try:
+            await self._run()
+        finally:
+            await self.toolbox.close()
+
+    async def _run(self) -> None:
         try:
             try:
                 async with asyncio.timeout(MAX_SECONDS):
@@ -121,9 +130,11 @@ class Agent:
                 await self._end(Turn.State.FAILED, error_kind=Reason.INTERNAL.value)
 
     async def _steps(self) -> None:
-        prepared = await self.runtime.db(prepare, self.turn)
+        self.toolbox = await Toolbox.open(self.runtime, self.turn)
+        prepared = await self.runtime.db(prepare, self.turn, self.toolbox.specs)
         if prepared.left_out_before:
             self.turn.left_out_before = prepared.left_out_before
+        self._tell_of_missing_tools(prepared)
         history = list(prepared.history)
         for number in range(1, MAX_STEPS + 1):
             step = await self.runtime.db(turns.begin_step, self.turn, self.token, number)
@@ -133,17 +144,46 @@ class Agent:
                         entries_of, message, images=prepared.capabilities.supports_images
                     )
                 )
+            await self._shorten(history, prepared)
             reply = Reply(self.chat_id, str(step.message_id), self.writer)
             self.live.reply, self.live.message_id = reply, step.message_id
             calls, usage = await self._ask(prepared, history, reply)
             history.append(Turnlet("assistant", [dict(part) for part in reply.finish()]))
             if calls:
                 results = await self._call_tools(calls, reply)
+                self.answered[len(history)] = step.message_id
                 history.append(Turnlet("user", results))
             await self._finish_step(prepared, step, reply, usage)
             if not calls:
                 return
         raise CannotRun(Reason.TOO_MANY_STEPS)
+
+    def _tell_of_missing_tools(self, prepared: Prepared) -> None:
+        missing = list(self.toolbox.missing)
+        if left := prepared.tools_left_out:
+            missing.append(
+                ngettext(
+                    "%(n)d tool is left out: there are too many for this model.",
+                    "%(n)d tools are left out: there are too many for this model.",
+                    left,
+                )
+                % {"n": left}
+            )
+        if missing:
+            text = " ".join([_("Some tools can't be used now."), *missing])
+            self.writer.add(self.chat_id, "notice", {"t": text}, urgent=True)
+
+    async def _shorten(self, history: list[Turnlet], prepared: Prepared) -> None:
+        """Makes room for the next request, out of this turn's own tool results."""
+        shortened = shorten(history, len(prepared.history), prepared.budget)
+        if not shortened:
+            return
+        kept: dict[uuid.UUID, dict[str, int]] = {}
+        for one in shortened:
+            kept.setdefault(self.answered[one.entry], {})[one.id] = one.kept
+        await self.runtime.db(turns.mark_shortened, self.turn, self.token, kept)
+        text = _("The model's window is full: it is sent older tool results shortened.")
+        self.writer.add(self.chat_id, "notice", {"t": text}, urgent=True)
 
     async def _ask(
         self, prepared: Prepared, history: list[Turnlet], reply: Reply
@@ -153,7 +193,7 @@ class Agent:
             history=history,
             max_tokens=prepared.capabilities.max_output,
             system=prepared.system,
-            tools=tools.TOOLS,
+            tools=prepared.tools,
         )
         started = time.monotonic()
         tries = 0
@@ -202,7 +242,7 @@ class Agent:
                         reply.end_thinking(sig)
                     case ToolCall():
                         calls.append(event)
-                        reply.add_call(event)
+                        reply.add_call(event, *self.toolbox.origin_of(event.name))
                     case Usage():
                         usage = event
                     case Done():
@@ -218,7 +258,7 @@ class Agent:
             if call.raw:
                 text, is_error = "The arguments aren't a JSON object.", True
             else:
-                text, is_error = await tools.run(call.name, call.args)
+                text, is_error = await self.toolbox.run(call.name, call.args)
             result = {"t": "tool_result", "id": call.id, "name": call.name, "text": text}
             return {**result, "is_error": True} if is_error else result
 
