@@ -195,6 +195,7 @@ def routes(world: World) -> dict[str, Route]:
             admins("row", GET),
             admins("edit", FORM, post=(303,)),  # what is left out stays as it is
             admins("validate", POST, **posted),
+            admins("refresh_models", POST, post=(409,)),  # its list is made by hand
             admins("default", POST, **posted),
             admins("mid_stream", POST, data={"mid_stream_behavior": "queue"}, **posted),
             admins("enable", POST, **posted),
