@@ -17,6 +17,11 @@ app.conf.beat_schedule = {
         "schedule": 60.0,
         "options": {"expires": 60, "queue": "probes"},
     },
+    "refresh-models": {
+        "task": "connections.tasks.refresh_models_due",
+        "schedule": 60.0,
+        "options": {"expires": 60, "queue": "probes"},
+    },
     "prune-connections": {
         "task": "connections.tasks.prune",
         "schedule": 3600.0,

@@ -48,6 +48,14 @@ def _shell(request: HttpRequest) -> dict[str, Any]:
                 "current": here.startswith("ai:"),
             }
         )
+        nav.append(
+            {
+                "label": _("Tools"),
+                "url": reverse("tools:list", args=[space.slug]),
+                "icon": "server",
+                "current": here.startswith("tools:"),
+            }
+        )
     if user.is_instance_admin:
         nav.append(
             {

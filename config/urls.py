@@ -22,6 +22,7 @@ urlpatterns = [
     path("accounts/inactive/", account_views.account_inactive, name="account_inactive"),
     path("connections/", include("connections.urls")),
     path("w/<str:workspace>/settings/ai/", include("connections.workspace_urls")),
+    path("w/<str:workspace>/settings/tools/", include("sessions.tool_urls")),
     path("w/<str:workspace>/", include("sessions.urls")),
     path("admin/", admin.site.urls),
     path("patterns/", views.patterns, name="patterns"),

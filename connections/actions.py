@@ -20,6 +20,7 @@ from django.db import IntegrityError, models, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from connections import sync
 from connections.choices import (
     SECRET_FIELDS,
     AccessMode,
@@ -29,6 +30,7 @@ from connections.choices import (
     Status,
 )
 from connections.models import Connection, Secret, WorkspaceConnection
+from connections.providers.base import ListedModel
 from connections.registry import usage_of
 from connections.validation import (
     FIELDS,
@@ -63,6 +65,7 @@ MATTERS = frozenset(
     }
 )
 _HEALTH = ("revision", "health", "health_at", "health_error", "checking_until")
+_SYNC = ("models_synced", "sync_due_at", "syncing_until", "synced_at", "sync_error")
 _KEPT_FOR_EXPORT = ("unknown_fields", "imported_as")
 HINT_FROM = 20  # characters: the last four of a shorter value would give too much of it away
 SLUG_RESERVED_FOR = dt.timedelta(days=7)
@@ -89,6 +92,7 @@ def create(
     headers: Any = None,
     unknown_fields: Mapping[str, Any] | None = None,
     imported_as: Mapping[str, Any] | None = None,
+    models_synced: bool | None = None,
     created_at: dt.datetime | None = None,
     last_used_at: dt.datetime | None = None,
     resolve: bool = True,
@@ -97,8 +101,9 @@ def create(
 
     `data` by the names of `validation.FIELDS`; `secret` by the auth type's form names; `headers`
     as text or mapping. Without a secret it is stored as "secret needed". An empty slug is made
-    from the name.
+    from the name. `models_synced` None: as `unknown_fields` say, else a list made by hand.
     """
+    unknown = sync.with_mode(unknown_fields or {}, models_synced)
     values = _cleaned(data)
     secret_values, header_values = _cleaned_secrets(values["auth_type"], secret, headers)
     _check_address(values["base_url"], resolve=resolve)
@@ -116,7 +121,8 @@ def create(
                     created_by=actor if isinstance(actor, User) else None,
                     created_at=created_at or timezone.now(),
                     last_used_at=last_used_at,
-                    unknown_fields=dict(unknown_fields or {}),
+                    unknown_fields=unknown,
+                    models_synced=sync.is_synced(unknown),
                     imported_as=dict(imported_as or {}),
                 )
                 record(
@@ -152,6 +158,7 @@ def update(
     forget_secrets: bool = False,
     unknown_fields: Mapping[str, Any] | None = None,
     imported_as: Mapping[str, Any] | None = None,
+    models_synced: bool | None = None,
     resolve: bool = True,
 ) -> list[str]:
     """Changes the named fields only; returns the names of those that changed. Takes the
@@ -160,7 +167,8 @@ def update(
     A secret belongs to the scheme, host, port, provider and auth type it was entered for: with any
     of these changed it must be given again, else the change is refused at the secret's field
     (`forget_secrets`: it is destroyed instead, as an import has none to give). An empty `secret`
-    and `headers` of None keep what is stored; `headers` of {} or "{}" remove them.
+    and `headers` of None keep what is stored; `headers` of {} or "{}" remove them. `models_synced`
+    None keeps what is, or takes what `unknown_fields` say.
     """
     url = _cleaned(_merged(connection, changes))["base_url"]
     _check_address(url, connection.base_url, resolve=resolve)
@@ -176,9 +184,17 @@ def update(
             setattr(row, name, values[name])
             row.imported_as.pop(_reference_name(name), None)
         extra = []
-        if unknown_fields is not None and row.unknown_fields != unknown_fields:
-            row.unknown_fields = dict(unknown_fields)
-            extra.append("unknown_fields")
+        unknown = row.unknown_fields if unknown_fields is None else dict(unknown_fields)
+        unknown = sync.with_mode(unknown, models_synced)
+        if sync.is_synced(unknown) != row.models_synced:
+            row.models_synced = sync.is_synced(unknown)
+            row.sync_due_at = row.syncing_until = row.synced_at = None
+            row.sync_error = ""
+            extra.append("models_synced")
+        if row.unknown_fields != unknown:
+            row.unknown_fields = unknown
+            if unknown_fields is not None:
+                extra.append("unknown_fields")
         if imported_as is not None and row.imported_as != imported_as:
             row.imported_as = dict(imported_as)
             extra.append("imported_as")
@@ -191,7 +207,7 @@ def update(
         new_secrets = bool(secret_values) or header_values is not None or before != row.binding
         if new_secrets or not MATTERS.isdisjoint(changed):
             _unchecked(row)
-        row.save(update_fields=[*changed, *_KEPT_FOR_EXPORT, *_HEALTH])
+        row.save(update_fields=[*changed, *_KEPT_FOR_EXPORT, *_HEALTH, *_SYNC])
         if changed or extra:
             hosts = {} if old_host == row.origin else {"old_host": old_host, "host": row.origin}
             record(actor, "connection.update", row, changed=[*changed, *extra], **hosts)
@@ -270,6 +286,35 @@ def set_mid_stream(actor: Actor, connection: Connection, behaviour: str) -> None
         row.save(update_fields=["mid_stream_behavior", "imported_as"])
         record(actor, "connection.mid_stream", row, behaviour=behaviour)
     connection.mid_stream_behavior = behaviour
+
+
+def take_models(
+    actor: Actor, connection: Connection, listed: Sequence[ListedModel]
+) -> sync.Merged | None:
+    """Brings the list in step with what the provider listed; None when it is no longer to be (a
+    list made by hand is never touched) or when the settings were edited meanwhile. What was
+    validated stays validated. Takes the row lock."""
+    with transaction.atomic():
+        row = _locked(connection)
+        if not row.models_synced or row.revision != connection.revision:
+            return None
+        merged = sync.merge(row.models, listed, row.default_model)
+        if row.unlisted_default != merged.unlisted_default:
+            row.unlisted_default = merged.unlisted_default
+            row.save(update_fields=["unlisted_default"])
+        if merged.models != row.models:
+            row.models = merged.models
+            row.imported_as.pop("models", None)
+            row.save(update_fields=["models", "imported_as"])
+            record(
+                actor,
+                "connection.models",
+                row,
+                added=merged.added,
+                removed=merged.removed,
+                models=len(merged.models),
+            )
+    return merged
 
 
 # -- the list --------------------------------------------------------------------------------------

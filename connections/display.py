@@ -293,6 +293,14 @@ def models_shown(connection: Connection) -> list[Capabilities]:
     return [capabilities(connection, model) for model in connection.model_ids[:MODELS_SHOWN]]
 
 
+def default_is_gone(connection: Connection) -> bool:
+    """Whether the provider no longer lists the default model of a list kept in step: it is kept,
+    and said so."""
+    return (
+        connection.models_synced and connection.unlisted_default == connection.default_model != ""
+    )
+
+
 # -- a workspace's people --------------------------------------------------------------------------
 
 

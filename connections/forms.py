@@ -133,8 +133,16 @@ class ConnectionForm(forms.Form):
         help_text=_("Paste the whole JSON file."),
     )
 
-    models = _Text(
+    models_synced = _Choice(
         label=_("Models"),
+        widget=forms.RadioSelect,
+        choices=[
+            ("false", _("My own list")),
+            ("true", _("Kept in step with the provider")),
+        ],
+    )
+    models = _Text(
+        label=_("List of models"),
         required=False,
         widget=forms.Textarea(attrs={"data-mono": True, "spellcheck": "false"}),
         help_text=_("One model id a line, or JSON with contextWindow and supportsImages."),
@@ -208,6 +216,7 @@ class ConnectionForm(forms.Form):
             "provider_type": ProviderType.ANTHROPIC,
             "access": AccessMode.ALL,
             "enabled": "true",
+            "models_synced": "false",
             **(initial or {}),
         }
         if connection is not None:
@@ -227,14 +236,24 @@ class ConnectionForm(forms.Form):
         values = {name: typed[name] for name in validation.FIELDS if name in typed}
         secret = {name: typed[name] for name in SECRET_NAMES if name in typed}
         headers = typed.get("extra_headers") or None
+        synced = {"true": True, "false": False}.get(typed.get("models_synced", ""))
         if self.connection is not None:
             values.pop("access", None)
         try:
             if self.connection is None:
-                connection = actions.create(actor, values, secret=secret, headers=headers)
+                connection = actions.create(
+                    actor, values, secret=secret, headers=headers, models_synced=synced
+                )
             else:
                 connection = self.connection
-                actions.update(actor, connection, values, secret=secret, headers=headers)
+                actions.update(
+                    actor,
+                    connection,
+                    values,
+                    secret=secret,
+                    headers=headers,
+                    models_synced=synced,
+                )
             self._save_access(actor, connection, typed)
         except ValidationError as error:
             self._take(error)
@@ -407,7 +426,11 @@ class ConnectionForm(forms.Form):
             self._group(_("Credentials"), list(SECRET_FIELDS[self.auth]), help=credentials),
             self._group(
                 _("Models"),
-                ["models", "default_model supports_images" if compat else "default_model"],
+                [
+                    "models_synced",
+                    "models",
+                    "default_model supports_images" if compat else "default_model",
+                ],
                 help=window if compat else "",
             ),
             self._group(_("Behaviour"), ["mid_stream_behavior enabled", "paused_message"]),
@@ -449,6 +472,7 @@ def _stored(connection: Connection) -> dict[str, Any]:
         "models": validation.models_text(connection.models),
         "supports_images": images[connection.supports_images],
         "enabled": "true" if connection.enabled else "false",
+        "models_synced": "true" if connection.models_synced else "false",
     }
 
 

@@ -125,6 +125,16 @@ class Connection(orm.Model):
     checking_until = orm.DateTimeField(null=True, blank=True, editable=False)
     next_check_at = orm.DateTimeField(null=True, blank=True, editable=False, db_index=True)
 
+    # The list of models: made by hand, or kept in step with the provider's (`connections.sync`).
+    # `sync_due_at` is the lease of a running refresh too; `syncing_until` ends "Refreshing…".
+    models_synced = orm.BooleanField(_("models kept in step with the provider"), default=False)
+    sync_due_at = orm.DateTimeField(null=True, blank=True, editable=False, db_index=True)
+    syncing_until = orm.DateTimeField(null=True, blank=True, editable=False)
+    synced_at = orm.DateTimeField(_("models refreshed"), null=True, blank=True, editable=False)
+    sync_error = orm.CharField(max_length=24, blank=True, default="", editable=False)
+    # The default model of then, which the provider didn't list: kept, and said so.
+    unlisted_default = orm.CharField(max_length=200, blank=True, default="", editable=False)
+
     objects: ClassVar[ConnectionQuerySet] = ConnectionQuerySet.as_manager()
 
     class Meta:
@@ -221,6 +231,10 @@ class Connection(orm.Model):
         return Status(self.health)
 
     # -- models ----------------------------------------------------------------------------------
+
+    @property
+    def is_syncing(self) -> bool:
+        return self.syncing_until is not None and self.syncing_until > timezone.now()
 
     @property
     def model_ids(self) -> list[str]:

@@ -27,13 +27,15 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from connections.actions import Actor, purge_tombstones
+from connections.actions import Actor, purge_tombstones, take_models
 from connections.choices import Rung, Status
 from connections.ladder import RungResult, Verdict, climb, subject_of, verdict
 from connections.models import Connection, ProbeResult
-from connections.providers.base import ErrorKind
+from connections.providers.base import ErrorKind, ListedModel, ProviderError
 from connections.sentences import Reason
+from connections.targets import TargetError, provider_of, target_of
 from workspaces.audit import record
+from workspaces.egress import client_for, provider_policy
 from workspaces.models import User
 from workspaces.runtime import get_runtime
 
@@ -44,6 +46,9 @@ ASKED_FOR = dt.timedelta(seconds=90)  # "Checking…" without a worker
 RUNNING_FOR = dt.timedelta(seconds=120)  # longer than the longest climb
 CHECK_EVERY = dt.timedelta(hours=6)
 HISTORY = dt.timedelta(days=90)
+REFRESH_EVERY = dt.timedelta(hours=24)
+REFRESH_AGAIN = dt.timedelta(hours=3)  # after a failure
+REFRESH_SECONDS = 60.0
 MOST_DUE = 500  # connections taken by one sweep
 USED_EVERY = dt.timedelta(minutes=1)  # how often a busy connection's row is written
 
@@ -106,12 +111,29 @@ def request_validation(
     return asked
 
 
-def _ring(ids: list[uuid.UUID]) -> None:
+def request_refresh(connection: Connection, actor: Actor) -> bool:
+    """Asks for the provider's models; False when they are under way already, or when the list is
+    made by hand. Opens its own transaction; a dead broker costs two seconds at most."""
+    now = timezone.now()
+    with transaction.atomic():
+        free = Q(syncing_until=None) | Q(syncing_until__lte=now)
+        rows = Connection.objects.filter(
+            free, pk=connection.pk, deleted_at=None, models_synced=True
+        )
+        if not rows.update(syncing_until=now + ASKED_FOR, sync_due_at=now):
+            return False
+        record(actor, "connection.refresh_models", connection)
+        transaction.on_commit(functools.partial(_ring, [connection.pk], task=refresh_models))
+    connection.syncing_until, connection.sync_due_at = now + ASKED_FOR, now
+    return True
+
+
+def _ring(ids: list[uuid.UUID], *, task: Any = None) -> None:
     """One message a connection. The first that doesn't get through ends it: the others wouldn't
     either, and each try may take two seconds."""
     try:
         for connection_id in ids:
-            validate_connection.apply_async(
+            (task or validate_connection).apply_async(
                 args=[str(connection_id)], retry=False, expires=ASKED_FOR.total_seconds()
             )
     except (OperationalError, RedisError, OSError) as error:
@@ -133,6 +155,19 @@ def validate_due() -> None:
     those whose worker died."""
     for connection_id in due():
         get_runtime().submit(probe(connection_id), name="probe")
+
+
+@shared_task
+def refresh_models(connection_id: str) -> None:
+    """Hands one refresh of a list of models to the process's loop. Safe to run twice."""
+    get_runtime().submit(refresh(uuid.UUID(connection_id)), name="models")
+
+
+@shared_task
+def refresh_models_due() -> None:
+    """Hands over every list that is due, or was asked for while nobody listened."""
+    for connection_id in refreshes_due():
+        get_runtime().submit(refresh(connection_id), name="models")
 
 
 @shared_task
@@ -161,7 +196,7 @@ _slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] 
 )
 
 
-def _slot() -> asyncio.Semaphore:
+def slot() -> asyncio.Semaphore:
     loop = asyncio.get_running_loop()
     if loop not in _slots:
         _slots[loop] = asyncio.Semaphore(settings.PROBES_PER_WORKER)
@@ -174,7 +209,7 @@ async def probe(connection_id: uuid.UUID, *, force: bool = False) -> ProbeResult
     Runs on the runtime's loop, at most PROBES_PER_WORKER at once. `force`: without being asked or
     due, for commands.
     """
-    async with _slot():
+    async with slot():
         db = get_runtime().db
         taken = await db(_take, connection_id, force=force)
         if taken is None:
@@ -250,6 +285,80 @@ def _health(connection: Connection, found: Verdict, now: dt.datetime) -> dict[st
     if connection.health == Status.FAILED and connection.health_error in _PASSING:
         return {"health": Status.UNCHECKED, "health_at": now, "health_error": ""}
     return {}
+
+
+# -- lists of models -------------------------------------------------------------------------------
+
+
+def refreshes_due(now: dt.datetime | None = None) -> list[uuid.UUID]:
+    """The connections whose list of models is to be fetched now. One query."""
+    now = now or timezone.now()
+    return list(
+        Connection.objects.filter(
+            Q(sync_due_at=None) | Q(sync_due_at__lte=now),
+            models_synced=True,
+            enabled=True,
+            deleted_at=None,
+        )
+        .order_by(F("sync_due_at").asc(nulls_first=True))
+        .values_list("pk", flat=True)[:MOST_DUE]
+    )
+
+
+async def refresh(connection_id: uuid.UUID) -> None:
+    """Fetches the list of a connection that is due, and takes it; what goes wrong is kept as its
+    kind. Runs on the runtime's loop, beside the probes and within their bound."""
+    async with slot():
+        db = get_runtime().db
+        connection = await db(_take_refresh, connection_id)
+        if connection is None:
+            return
+        listed: list[ListedModel] = []
+        try:
+            target = target_of(connection)
+            async with asyncio.timeout(REFRESH_SECONDS):
+                client = client_for(provider_policy())
+                listed = await provider_of(connection).list_models(client, target)
+            error = "" if listed else ErrorKind.PROTOCOL.value
+        except TargetError as refusal:
+            error = refusal.reason.value
+        except ProviderError as failure:
+            error = failure.kind.value
+        except TimeoutError:
+            error = ErrorKind.TIMEOUT.value
+        except Exception as fault:
+            logger.error("a list of models failed: %s", type(fault).__name__, exc_info=True)
+            error = Reason.INTERNAL.value
+        await db(_end_refresh, connection, listed, error)
+
+
+def _take_refresh(connection_id: uuid.UUID) -> Connection | None:
+    """The connection with its secrets and, in `sync_due_at`, the lease."""
+    now = timezone.now()
+    taken = Connection.objects.filter(
+        Q(sync_due_at=None) | Q(sync_due_at__lte=now),
+        pk=connection_id,
+        models_synced=True,
+        deleted_at=None,
+    ).update(sync_due_at=now + RUNNING_FOR)
+    return Connection.objects.with_secrets().get(pk=connection_id) if taken else None
+
+
+def _end_refresh(connection: Connection, listed: list[ListedModel], error: str) -> None:
+    """Takes the list, and sets when the next is due; nothing when the lease is somebody else's."""
+    now = timezone.now()
+    every = REFRESH_EVERY if not error else REFRESH_AGAIN
+    with transaction.atomic():
+        ended = Connection.objects.filter(
+            pk=connection.pk, sync_due_at=connection.sync_due_at, deleted_at=None
+        ).update(
+            sync_due_at=now + every * random.uniform(0.8, 1.2),  # noqa: S311
+            syncing_until=None,
+            sync_error=error,
+            **({} if error else {"synced_at": now}),
+        )
+        if ended and not error:
+            take_models("sync", connection, listed)
 
 
 # -- what turns tell -------------------------------------------------------------------------------

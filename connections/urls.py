@@ -12,6 +12,7 @@ urlpatterns = [
     path("<str:slug>/row/", views.connection_row, name="row"),
     path("<str:slug>/edit/", views.connection_edit, name="edit"),
     path("<str:slug>/validate/", views.connection_validate, name="validate"),
+    path("<str:slug>/models/", views.connection_refresh_models, name="refresh_models"),
     path("<str:slug>/default/", views.connection_set_default, name="default"),
     path("<str:slug>/mid-stream/", views.connection_set_mid_stream, name="mid_stream"),
     path("<str:slug>/enable/", views.connection_enable, name="enable"),

@@ -28,6 +28,7 @@ from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
 from connections.presets import PRESETS
 from connections.resolve import Candidates, Rule, resolve
+from connections.sentences import sentence
 from workspaces.models import Role
 from workspaces.permissions import need_instance_admin, workspace_for
 
@@ -155,6 +156,8 @@ def _form_page(
     status = 200
     if form.is_bound:
         if form.is_valid() and (saved := form.save(request.user)):
+            if saved.models_synced and saved.sync_due_at is None:
+                tasks.request_refresh(saved, request.user)
             _ask_for_validation(request, [saved], "save")
             if request.htmx:
                 return HttpResponseClientRedirect(saved.get_absolute_url())
@@ -173,12 +176,14 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
     connection = _connection(request, slug, "workspace_rows__workspace")
     health = display.Health.of(connection)
     context: dict[str, Any] = {"connection": connection, "health": health}
+    if request.htmx and request.htmx.target == "models":
+        return render(request, "connections/detail.html#models", context | _models(connection))
     if request.htmx and request.htmx.target == "health":
         return render(request, "connections/detail.html#health", context)
     context |= {
         "crumbs": _crumbs(connection),
         "facts": display.facts(connection),
-        "models": display.models_shown(connection),
+        **_models(connection),
         "mid_stream_choices": display.MID_STREAM_CHOICES,
     }
     return render(request, "connections/detail.html", context)
@@ -206,6 +211,20 @@ def connection_validate_many(request: HttpRequest) -> HttpResponse:
     else:
         messages.warning(request, _("Select at least one connection first."))
     return _after(request)
+
+
+@require_POST
+def connection_refresh_models(request: HttpRequest, slug: str) -> HttpResponse:
+    """Asks for the provider's list of models; 409 where the list is made by hand."""
+    connection = _connection(request, slug)
+    if not connection.models_synced:
+        text = _("This connection's list of models is its admins' own. Change that by editing it.")
+        return HttpResponse(text, status=409, content_type="text/plain; charset=utf-8")
+    if tasks.request_refresh(connection, request.user):
+        messages.info(request, _("The models are being fetched."))
+    else:
+        messages.info(request, _("The models are being fetched already."))
+    return SeeOther(resolve_url(connection))
 
 
 @require_POST
@@ -368,6 +387,15 @@ def _connection(request: HttpRequest, slug: str, *also: str) -> Connection:
     need_instance_admin(request)
     found: QuerySet[Connection] = Connection.objects.living().with_secrets()
     return get_object_or_404(found.select_related("created_by").prefetch_related(*also), slug=slug)
+
+
+def _models(connection: Connection) -> dict[str, Any]:
+    failure = sentence(connection.sync_error) if connection.sync_error else None
+    return {
+        "models": display.models_shown(connection),
+        "sync_failure": failure,
+        "default_gone": display.default_is_gone(connection),
+    }
 
 
 def _ask_for_validation(

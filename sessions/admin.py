@@ -3,6 +3,8 @@ change through the product's own verbs only."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import admin
 from django.db import models
 from django.http import HttpRequest
@@ -10,8 +12,8 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from connections.admin import ErrorFilter
-from sessions.models import Attachment, ChatSession, Message, Turn
-from workspaces.admin import ReadOnly
+from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
+from workspaces.admin import Audited, ReadOnly
 
 
 @admin.register(ChatSession)
@@ -85,3 +87,31 @@ class AttachmentAdmin(ReadOnly, admin.ModelAdmin):
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
         return super().get_queryset(request).select_related("message__chat")
+
+
+@admin.register(ToolServer)
+class ToolServerAdmin(Audited, ReadOnly, admin.ModelAdmin):
+    """Changed on the workspace's own page, since headers go with it; can be deleted here. Nothing
+    of the headers but their names is loaded."""
+
+    list_display = (
+        *("name", "workspace", "prefix", "url", "enabled", "last_error", "last_error_at"),
+        "created_by",
+    )
+    list_filter = ("enabled", "workspace")
+    list_select_related = ("workspace", "created_by")
+    search_fields = ("name", "prefix", "url")
+    fields = (
+        *("workspace", "name", "prefix", "url", "enabled", "header_names", "binding"),
+        *("allowed_tools", "tools", "listed_at", "last_error", "last_error_detail"),
+        *("last_error_at", "created_by", "created_at"),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).defer("headers")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return admin.ModelAdmin.has_delete_permission(self, request, obj)
+
+    def audit_context(self, server: ToolServer) -> dict[str, Any]:
+        return {"workspace_id": server.workspace_id, "host": server.origin}

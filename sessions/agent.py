@@ -46,11 +46,12 @@ from connections.providers.base import (
 )
 from connections.sentences import Reason
 from connections.tasks import record_turn_outcome
-from sessions import tools, turns
+from sessions import turns
 from sessions.bus import Writer
-from sessions.history import CannotRun, Prepared, entries_of, prepare
+from sessions.history import CannotRun, Prepared, entries_of, prepare, shorten
 from sessions.models import Message, Turn
 from sessions.reply import Reply, text_of
+from sessions.toolbox import Toolbox
 from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
 
@@ -94,9 +95,17 @@ class Agent:
         self.number = 0  # of the step that runs, with its reply and that one's row
         self.reply: Reply
         self.message_id: uuid.UUID
+        self.toolbox = Toolbox(runtime, self.turn)
+        self.answered: dict[int, uuid.UUID] = {}  # entry of tool results → the reply's message
 
     async def run(self) -> None:
         """To the end, whatever it is; nothing is written when the lease is lost."""
+        try:
+            await self._run()
+        finally:
+            await self.toolbox.close()
+
+    async def _run(self) -> None:
         try:
             try:
                 async with asyncio.timeout(MAX_SECONDS):
@@ -131,19 +140,23 @@ class Agent:
                 await self._end(Turn.State.FAILED, error_kind=Reason.INTERNAL.value)
 
     async def _steps(self) -> None:
-        prepared = await self.runtime.db(prepare, self.turn)
+        self.toolbox = await Toolbox.open(self.runtime, self.turn)
+        prepared = await self.runtime.db(prepare, self.turn, self.toolbox.specs)
         if prepared.left_out_before:
             self.turn.left_out_before = prepared.left_out_before
+        self._tell_of_missing_tools(prepared)
         history = list(prepared.history)
         while self.number < MAX_STEPS:
             step = await self._begin_step()
             for message in step.steered:
                 history.extend(await self._entries_of(prepared, message))
+            await self._shorten(history, prepared)
             calls, usage = await self._ask(prepared, history)
             reply = self.reply
             history.append(Turnlet("assistant", [dict(part) for part in reply.finish()]))
             if calls:
                 results = await self._call_tools(calls, reply)
+                self.answered[len(history)] = self.message_id
                 history.append(Turnlet("user", results))
             await self._finish_step(prepared, usage)
             if not calls:
@@ -163,6 +176,33 @@ class Agent:
     async def _entries_of(self, prepared: Prepared, message: Message) -> list[Turnlet]:
         images = prepared.capabilities.supports_images
         return await self.runtime.db(entries_of, message, images=images)
+
+    def _tell_of_missing_tools(self, prepared: Prepared) -> None:
+        missing = list(self.toolbox.missing)
+        if left := prepared.tools_left_out:
+            missing.append(
+                ngettext(
+                    "%(n)d tool is left out: there are too many for this model.",
+                    "%(n)d tools are left out: there are too many for this model.",
+                    left,
+                )
+                % {"n": left}
+            )
+        if missing:
+            text = " ".join([_("Some tools can't be used now."), *missing])
+            self.writer.add(self.chat_id, "notice", {"t": text}, urgent=True)
+
+    async def _shorten(self, history: list[Turnlet], prepared: Prepared) -> None:
+        """Makes room for the next request, out of this turn's own tool results."""
+        shortened = shorten(history, len(prepared.history), prepared.budget)
+        if not shortened:
+            return
+        kept: dict[uuid.UUID, dict[str, int]] = {}
+        for one in shortened:
+            kept.setdefault(self.answered[one.entry], {})[one.id] = one.kept
+        await self.runtime.db(turns.mark_shortened, self.turn, self.token, kept)
+        text = _("The model's window is full: it is sent older tool results shortened.")
+        self.writer.add(self.chat_id, "notice", {"t": text}, urgent=True)
 
     async def _ask(
         self, prepared: Prepared, history: list[Turnlet]
@@ -187,7 +227,7 @@ class Agent:
             history=history,
             max_tokens=prepared.capabilities.max_output,
             system=prepared.system,
-            tools=tools.TOOLS if prepared.provider.takes_tools else (),
+            tools=prepared.tools,
             steering=steering,
         )
         started, first = time.monotonic(), self.number
@@ -261,7 +301,7 @@ class Agent:
                         reply.end_thinking(sig)
                     case ToolCall():
                         calls.append(event)
-                        reply.add_call(event)
+                        reply.add_call(event, *self.toolbox.origin_of(event.name))
                     case Usage():
                         usage = event
                     case Done():
@@ -277,7 +317,7 @@ class Agent:
             if call.raw:
                 text, is_error = "The arguments aren't a JSON object.", True
             else:
-                text, is_error = await tools.run(call.name, call.args)
+                text, is_error = await self.toolbox.run(call.name, call.args)
             result = {"t": "tool_result", "id": call.id, "name": call.name, "text": text}
             return {**result, "is_error": True} if is_error else result
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from connections.capabilities import Capabilities, capabilities
 from connections.models import Connection, WorkspaceConnection
-from connections.providers.base import Part, Provider, Target, Turnlet
+from connections.providers.base import Part, Provider, Target, ToolSpec, Turnlet
 from connections.resolve import Choice, resolve
 from connections.sentences import Reason
 from connections.targets import provider_of, target_of
@@ -18,6 +19,9 @@ WINDOW_SHARE = 0.85  # of the window, less the output, is filled
 BYTES_A_TOKEN = 3.5  # UTF-8; low, so that the estimate is rather too high
 IMAGE_TOKENS = 1_600
 PAGE = 50  # turns loaded at once, from the newest back
+TOOLS_SHARE = 0.25  # of the window, at most, is spent on the descriptions of tools
+MAX_TOOLS = 128  # that a request offers; some providers take no more
+KEPT = 1_000  # characters of an older tool result that stay when the window is full
 MAX_IMAGE_BYTES = 20 * 2**20  # base64 of one request's images; providers take no more either
 
 
@@ -40,13 +44,17 @@ class Prepared:
     history: list[Turnlet]
     system: str
     left_out_before: int  # number of the first turn that is sent; 0: nothing is left out
+    tools: tuple[ToolSpec, ...] = ()
+    tools_left_out: int = 0  # offered by the workspace's servers, but too many for the window
+    budget: float = 0.0  # tokens that the history may take, instructions and tools not counted
 
 
-def prepare(turn: Turn) -> Prepared:
+def prepare(turn: Turn, tools: Sequence[ToolSpec] = ()) -> Prepared:
     """Resolves the locked connection once more, opens its secret and builds the history.
 
-    Raises `CannotRun`. Reads only as many turns as the window takes. Queries: four, and two for
-    each 50 turns.
+    Of `tools` as many are kept, from the first on, as a quarter of the window takes. Raises
+    `CannotRun`. Reads only as many turns as the window takes. Queries: four, and two for each 50
+    turns.
     """
     chat = turn.chat
     resolution = resolve(chat.workspace, Choice(chat.connection_id, chat.locked_at))
@@ -61,7 +69,9 @@ def prepare(turn: Turn) -> Prepared:
     caps = capabilities(connection, turn.model)
     budget = caps.context_window * WINDOW_SHARE - caps.max_output
     system = chat.workspace.instructions.strip()
-    history, first = _history(turn, budget - _tokens(system), images=caps.supports_images)
+    fitting, cost = _fitting(tools if caps.takes_tools else (), caps.context_window * TOOLS_SHARE)
+    budget -= _tokens(system) + cost
+    history, first = _history(turn, budget, images=caps.supports_images)
     return Prepared(
         connection=connection,
         target=target_of(connection),
@@ -70,7 +80,22 @@ def prepare(turn: Turn) -> Prepared:
         history=history,
         system=system,
         left_out_before=first if first > 1 else 0,
+        tools=fitting,
+        tools_left_out=len(tools) - len(fitting),
+        budget=budget,
     )
+
+
+def _fitting(tools: Sequence[ToolSpec], room: float) -> tuple[tuple[ToolSpec, ...], float]:
+    kept: list[ToolSpec] = []
+    total = 0.0
+    for tool in tools[:MAX_TOOLS]:
+        cost = 10 + _tokens(tool.name + tool.description) + _tokens(json.dumps(tool.parameters))
+        if total + cost > room:
+            break
+        kept.append(tool)
+        total += cost
+    return tuple(kept), total
 
 
 def _history(turn: Turn, budget: float, *, images: bool) -> tuple[list[Turnlet], int]:
@@ -138,8 +163,56 @@ def entries_of(message: Message, *, images: bool) -> list[Turnlet]:
     results = [part for part in message.parts if part["t"] == "tool_result"]
     entries = [Turnlet("assistant", said)] if said else []
     if results:
-        entries.append(Turnlet("user", results))
+        entries.append(Turnlet("user", [_as_sent(part) for part in results]))
     return entries
+
+
+def _as_sent(result: Part) -> Part:
+    """A result as long as the model was sent it last: `kept` characters of a shortened one."""
+    kept = result.get("kept")
+    if kept is None:
+        return result
+    text = result["text"]
+    return {**result, "text": f"{text[:kept]}\n[shortened: {len(text)} characters in all]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A tool result of which only the first `kept` characters are sent from now on; `entry` is the
+    index of its entry in the history."""
+
+    entry: int
+    id: str
+    kept: int
+
+
+def shorten(history: list[Turnlet], start: int, budget: float) -> list[Shortened]:
+    """Shortens tool results of the running turn, whose entries begin at `start`, until `history`
+    takes no more than `budget` tokens: the oldest first, to `KEPT` characters; those of the last
+    entry by no more than needed. Changes the parts in place; what it did is returned, for the
+    record. Not enough results to shorten: the provider has the last word."""
+    over = sum(8 + sum(_cost(part) for part in entry.parts) for entry in history) - budget
+    done: list[Shortened] = []
+    last = len(history) - 1
+    for index in range(start, len(history)):
+        for part in history[index].parts:
+            if over <= 0:
+                return done
+            if part["t"] != "tool_result":
+                continue
+            whole = part.get("whole", part["text"])
+            sent = part.get("kept", len(whole))
+            if sent <= KEPT:
+                continue
+            kept = KEPT
+            if index == last:
+                # A character is a byte at least.
+                kept = max(KEPT, sent - int((over + 20) * BYTES_A_TOKEN))
+            before = _tokens(part["text"])
+            part.update(_as_sent({**part, "text": whole, "kept": kept}), whole=whole)
+            over -= before - _tokens(part["text"])
+            done.append(Shortened(index, part["id"], kept))
+    return done
 
 
 def _image(attachment: Attachment, *, images: bool) -> Part:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import models
@@ -17,6 +18,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from connections.models import Connection
+from workspaces.fields import SealedField
 from workspaces.models import Workspace
 
 
@@ -252,3 +254,78 @@ class Attachment(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class ToolServer(models.Model):
+    """A workspace's remote MCP server: where it is, what it is told, which of its tools count.
+
+    `headers` is sealed JSON, names and values, bound to the origin it was entered for. `tools` is
+    what the server listed last, for people to see and choose from: {name, title, description}.
+    `revision` counts the edits after which a list of tools that a worker remembers is out of date.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    workspace = models.ForeignKey(Workspace, models.CASCADE, related_name="tool_servers")
+    name = models.CharField(_("name"), max_length=60)
+    prefix = models.CharField(_("prefix"), max_length=20)
+    url = models.CharField(_("address"), max_length=2000)
+    binding = models.CharField(_("headers entered for"), max_length=2100, blank=True)
+    headers = SealedField(bound_to="place", null=True, blank=True)
+    header_names = models.JSONField(_("headers"), default=list, blank=True)
+    enabled = models.BooleanField(_("enabled"), default=True)
+    allowed_tools = models.JSONField(_("chosen tools"), null=True, blank=True, default=None)
+    tools = models.JSONField(_("tools"), default=list, blank=True)
+    revision = models.PositiveIntegerField(default=0, editable=False)
+    listed_at = models.DateTimeField(_("tools listed"), null=True, blank=True)
+    last_error = models.CharField(_("last error"), max_length=24, blank=True, default="")
+    last_error_detail = models.CharField(
+        _("server's words"), max_length=600, blank=True, default=""
+    )
+    last_error_at = models.DateTimeField(_("time of the last error"), null=True, blank=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("created by"),
+    )
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+
+    class Meta:
+        verbose_name = _("tool server")
+        verbose_name_plural = _("tool servers")
+        ordering = ["name", "id"]
+        constraints = [
+            models.UniqueConstraint(fields=["workspace", "prefix"], name="tool_prefix_once"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def origin(self) -> str:
+        """scheme://host:port: what the headers are bound to."""
+        parts = urlsplit(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return f"{parts.scheme}://{parts.hostname}:{port}"
+
+    @property
+    def place(self) -> str:
+        """What the sealed headers are bound to: this workspace's server, at this destination."""
+        return f"{self.workspace_id} {self.binding}"
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether its last failure came after its last success."""
+        if self.last_error_at is None:
+            return False
+        return self.listed_at is None or self.last_error_at >= self.listed_at
+
+    @property
+    def offered(self) -> list[dict[str, str]]:
+        """The listed tools that sessions may use."""
+        return [tool for tool in self.tools if self.allows(tool["name"])]
+
+    def allows(self, tool: str) -> bool:
+        return self.allowed_tools is None or tool in self.allowed_tools

@@ -176,7 +176,8 @@ class Reply:
             self.parts[-1]["sig"] = sig
         self._close_part()
 
-    def add_call(self, call: ToolCall) -> None:
+    def add_call(self, call: ToolCall, server: str = "", tool: str = "") -> None:
+        """`server` and `tool`: whose tool it is and what it is called there; "" for ours."""
         self._close_part()
         part: dict[str, Any] = {
             "t": "tool_call",
@@ -184,6 +185,8 @@ class Reply:
             "name": call.name,
             "args": dict(call.args),
         }
+        if server:
+            part |= {"server": server, "tool": tool}
         if call.raw:
             part["raw"] = call.raw
         if call.sig is not None:

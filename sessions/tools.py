@@ -113,9 +113,14 @@ async def _fetch_url(args: Mapping[str, Any]) -> tuple[str, bool]:
     text = body.decode(_charset(response), "replace").replace("\x00", "\ufffd")
     if kind in {"text/html", "application/xhtml+xml"}:
         text = await asyncio.to_thread(readable_text, text)
-    if len(text) > MAX_RESULT:
-        text = f"{text[:MAX_RESULT]}\n[cut: {len(text)} characters in all]"
-    return f"HTTP {response.status_code}\n\n{text}", response.status_code >= 400
+    return f"HTTP {response.status_code}\n\n{cut(text)}", response.status_code >= 400
+
+
+def cut(text: str) -> str:
+    """A result as long as one may be, with a mark where more was."""
+    if len(text) <= MAX_RESULT:
+        return text
+    return f"{text[:MAX_RESULT]}\n[cut: {len(text)} characters in all]"
 
 
 def _charset(response: httpx.Response) -> str:

@@ -17,7 +17,7 @@ import contextlib
 import datetime as dt
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -745,6 +745,23 @@ def finish_step(
     ):
         raise LeaseLost
     Message.objects.filter(pk=message_id).update(text=text, parts=parts, is_complete=True)
+
+
+@transaction.atomic
+def mark_shortened(
+    turn: Turn, token: uuid.UUID, kept: Mapping[uuid.UUID, Mapping[str, int]]
+) -> None:
+    """Notes of tool results how many characters the model is sent from now on: message → call →
+    characters. The text itself stays. Raises `LeaseLost`. Locks the session."""
+    chat = _lock(turn.chat_id)
+    if not _held(turn.pk, token).select_for_update(of=("self",)).exists():
+        raise LeaseLost
+    for message in Message.objects.filter(turn=turn, pk__in=kept):
+        for part in message.parts:
+            if part["t"] == "tool_result" and part["id"] in kept[message.pk]:
+                part["kept"] = kept[message.pk][part["id"]]
+        message.save(update_fields=["parts"])
+    _changed(chat)
 
 
 @transaction.atomic

@@ -154,6 +154,21 @@ def routes(world: World) -> dict[str, Route]:
     def chat(name: str, methods: tuple[str, ...], gate: str, **more: Any) -> tuple[str, Route]:
         return _on_sessions(world, name, methods, gate, **more)
 
+    def tools(name: str, methods: tuple[str, ...], **answers: Any) -> tuple[str, Route]:
+        ours, theirs = world.server.pk, world.foreign_server.pk
+        return one(
+            f"tools:{name}",
+            methods,
+            Try("workspace admin", args=("support", ours), **answers),
+            Try("nobody", args=("sales", ours)),
+            Try("nobody", args=("no-such", ours)),
+            # Another workspace's server, and none: for an admin as if they weren't there.
+            *(
+                Try("workspace admin", get=(404,), post=(404,), args=("support", pk))
+                for pk in (theirs, uuid.uuid4())
+            ),
+        )
+
     posted = {"post": (200, 303)}
     text = {"text": "changed"}
     return dict(
@@ -180,6 +195,7 @@ def routes(world: World) -> dict[str, Route]:
             admins("row", GET),
             admins("edit", FORM, post=(303,)),  # what is left out stays as it is
             admins("validate", POST, **posted),
+            admins("refresh_models", POST, post=(409,)),  # its list is made by hand
             admins("default", POST, **posted),
             admins("mid_stream", POST, data={"mid_stream_behavior": "queue"}, **posted),
             admins("enable", POST, **posted),
@@ -207,6 +223,23 @@ def routes(world: World) -> dict[str, Route]:
                 ),
                 Try("nobody", args=("no-such", "local")),
             ),
+            # -- a workspace's tool servers
+            one(
+                "tools:list",
+                GET,
+                Try("reads the workspace", args=("support",)),
+                Try("nobody", args=("no-such",)),
+            ),
+            one(
+                "tools:create",
+                FORM,
+                Try("workspace admin", args=("support",), post=(422,)),
+                Try("nobody", args=("no-such",)),
+            ),
+            tools("edit", FORM, post=(303,)),  # what is left out stays as it is
+            tools("test", POST, **posted),
+            tools("enable", POST, **posted),
+            tools("delete", FORM, **posted),
             # -- sessions
             one(
                 "sessions:list",
@@ -358,6 +391,7 @@ def _admin_addresses(world: World) -> Iterator[str]:
         "agent_sessions_turn": talk.turn.pk,
         "agent_sessions_message": talk.said.pk,
         "agent_sessions_attachment": talk.attachment.pk,
+        "agent_sessions_toolserver": world.server.pk,
     }
     for name, route in walk(get_resolver()):
         if not route.startswith("admin/") or name == "admin:login":

@@ -15,10 +15,11 @@ from django.utils import timezone
 from PIL import Image
 
 from connections.models import Connection, ProbeResult
-from sessions.models import Attachment, ChatSession, Message, Turn
+from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
 from tests.builders import give_access, make_connection, make_member, make_user, make_workspace
 from workspaces import audit
 from workspaces.models import Installation, Role, User, Workspace
+from workspaces.vault import Plain
 
 
 @dataclass
@@ -43,6 +44,8 @@ class World:
     private: Talk = None  # type: ignore[assignment]
     shared: Talk = None  # type: ignore[assignment]
     foreign: Talk = None  # type: ignore[assignment]
+    server: ToolServer = None  # type: ignore[assignment]
+    foreign_server: ToolServer = None  # type: ignore[assignment]
 
 
 PEOPLE = ("anonymous", "switched off", "charlie", "viewer", "colleague", "owner", "wadmin", "alice")
@@ -73,6 +76,7 @@ def make_world() -> World:
     world.private = make_talk(support, owner, connection)
     world.shared = make_talk(support, owner, connection, shared=True)
     world.foreign = make_talk(sales, charlie, connection, shared=True)
+    world.server, world.foreign_server = make_tool_server(support), make_tool_server(sales)
     with transaction.atomic():
         audit.record(owner, "session.create", world.private.chat, workspace_id=support.pk)
     return world
@@ -111,6 +115,17 @@ def make_talk(
     attachment.file.save("image-1.png", ContentFile(png()), save=False)
     attachment.save()
     return Talk(chat, turn, said, queued, attachment)
+
+
+def make_tool_server(workspace: Workspace) -> ToolServer:
+    """A server with headers, on a name that leads nowhere."""
+    url = "https://tools.example.com/mcp"
+    server = ToolServer(workspace=workspace, name="Shop", prefix="shop", url=url)
+    server.binding, server.header_names = server.origin, ["X-Key"]
+    server.headers = Plain('{"X-Key": "a value of a header"}')
+    server.tools = [{"name": "search", "title": "Search", "description": "Finds articles."}]
+    server.save()
+    return server
 
 
 def png(width: int = 2, height: int = 2, **options: object) -> bytes:

@@ -237,6 +237,17 @@ def tool_rounds(context: Context) -> Iterator[Step]:
         yield from _answer(context)
 
 
+def calls(context: Context) -> Iterator[Step]:
+    said = "\n".join(text for role, text in context.asked.texts if role == "user")
+    plan = re.findall(r"^call (\S+) ?(.*)$", said, re.MULTILINE)
+    if context.asked.rounds < len(plan):
+        name, arguments = plan[context.asked.rounds]
+        yield Call(name, arguments or "{}")
+        yield Stop("tool_calls")
+    else:
+        yield from _answer(context)
+
+
 def tools_parallel(context: Context) -> Iterator[Step]:
     if context.asked.rounds == 0 and context.asked.tools:
         for name in context.asked.tools[:2]:
@@ -439,6 +450,7 @@ MODELS = tuple(
             "three tool rounds, each after 0.5 s; tools-N-Ds: N rounds after D s; tools-forever",
             tool_rounds,
         ),
+        ("calls", "calls", "calls what each line “call NAME JSON” names, one a round", calls),
         ("tools-parallel", "tools-parallel", "two calls in one reply", tools_parallel),
         ("tools-bad-args", "tools-bad-args", "a call whose arguments aren't JSON", tools_bad_args),
         ("vision", "vision", "answers with number and types of the images", vision),
