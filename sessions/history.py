@@ -81,7 +81,7 @@ def prepare(turn: Turn, tools: Sequence[ToolSpec] = ()) -> Prepared:
         system=system,
         left_out_before=first if first > 1 else 0,
         tools=fitting,
-        tools_left_out=len(tools) - len(fitting),
+        tools_left_out=len(offered) - len(fitting),
         budget=budget,
     )
 
