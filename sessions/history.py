@@ -69,7 +69,8 @@ def prepare(turn: Turn, tools: Sequence[ToolSpec] = ()) -> Prepared:
     caps = capabilities(connection, turn.model)
     budget = caps.context_window * WINDOW_SHARE - caps.max_output
     system = chat.workspace.instructions.strip()
-    fitting, cost = _fitting(tools if caps.takes_tools else (), caps.context_window * TOOLS_SHARE)
+    offered = tools if caps.takes_tools else ()
+    fitting, cost = _fitting(offered, caps.context_window * TOOLS_SHARE)
     budget -= _tokens(system) + cost
     history, first = _history(turn, budget, images=caps.supports_images)
     return Prepared(
