@@ -163,9 +163,9 @@ def test_without_htmx_a_post_leads_back_to_where_it_came_from(page):
     make_connection("local")
     answer = page.post("/connections/local/validate/")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/connections/")
-    answer = page.post("/connections/local/mid-stream/", {"next": "detail", "mid_stream_behavior": ""})
+    answer = page.post("/connections/local/enable/", {"next": "detail"})
     assert answer.headers["Location"] == "/connections/local/"
-    answer = page.post("/connections/local/mid-stream/", {"next": "//evil.example"})
+    answer = page.post("/connections/local/enable/", {"next": "//evil.example"})
     assert answer.headers["Location"] == "/connections/"
 
 

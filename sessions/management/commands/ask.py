@@ -30,7 +30,9 @@ class Command(BaseCommand):
         parser.add_argument("--workspace", required=True, metavar="SLUG")
         parser.add_argument("--connection", metavar="SLUG", help="until it is locked")
         parser.add_argument("--session", type=uuid.UUID, metavar="UUID", help="go on in this one")
-        parser.add_argument("--user", metavar="EMAIL", help="who asks (default: the session's owner; the first admin)")
+        parser.add_argument(
+            "--user", metavar="EMAIL", help="who asks (default: the session's owner, the first admin)"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         workspace = Workspace.objects.filter(slug=options["workspace"]).first()
