@@ -139,9 +139,7 @@ def _answer(
     return _back(chat)
 
 
-_STATUS = dict.fromkeys(
-    ("empty", "images", "too_large", "model", "connection", "queued"), 422
-)
+_STATUS = dict.fromkeys(("empty", "images", "too_large", "model", "connection", "queued"), 422)
 
 
 def _refused(

@@ -31,7 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--connection", metavar="SLUG", help="until it is locked")
         parser.add_argument("--session", type=uuid.UUID, metavar="UUID", help="go on in this one")
         parser.add_argument(
-            "--user", metavar="EMAIL", help="who asks (default: the session's owner, the first admin)"
+            "--user", metavar="EMAIL", help="who asks; else the session's owner, or the first admin"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
