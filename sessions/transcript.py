@@ -27,7 +27,7 @@ from sessions.reply import Block, blocks_of
 from workspaces.models import Role
 from workspaces.permissions import Access
 
-PAGE = 30  # turns a page shows at first; older ones come as one asks for them
+PAGE = 60  # turns a page shows at first; older ones come as one asks for them
 
 
 @dataclass(slots=True)
