@@ -59,7 +59,12 @@ if (!("command" in HTMLButtonElement.prototype)) {
 
 // A dialog that a request brings into [data-dialogs] opens at once.
 document.addEventListener("htmx:afterSwap", (event) => {
-  if (event.target.matches("[data-dialogs]")) event.target.querySelector("dialog")?.showModal();
+  if (!event.target.matches("[data-dialogs]")) return;
+  const dialog = event.target.querySelector("dialog");
+  // The entry of a menu that asked for it is hidden by then: the menu's button has the focus after.
+  const menu = event.detail.requestConfig?.elt.closest("[popover]")?.id;
+  dialog?.addEventListener("close", () => document.querySelector(`[popovertarget="${menu}"]`)?.focus());
+  dialog?.showModal();
 });
 
 // -- toasts: go after eight seconds, not while pointed at or focused; errors stay -----------------
@@ -98,6 +103,60 @@ document.addEventListener("htmx:timeout", () => complain("toast-unreachable"));
 
 document.addEventListener("click", (event) => {
   event.target.closest("[data-dismiss]")?.closest(".toast")?.remove();
+});
+
+// -- focus: what a swap takes away, its successor gets --------------------------------------------
+// htmx does so for elements with an id. Others are known again by what they do, within the nearest
+// part of the page that is still there; a menu's entry gives way to the menu's button.
+const named = ["name", "value", "href", "formaction", "aria-label", "popovertarget"];
+let left = null;
+
+function successor({ menu, selector, within }) {
+  for (const id of within) {
+    const part = document.getElementById(id);
+    const found = part && (part.querySelector(menu) ?? part.querySelector(selector));
+    if (found) return found;
+  }
+  const [first] = within.map((id) => document.getElementById(id)).filter(Boolean);
+  return document.getElementById("draft") ?? first?.querySelector("a[href], button:not(:disabled), input:not([type=hidden])") ?? document.getElementById("main");
+}
+
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  const { activeElement: active } = document;
+  const element = active === document.body ? detail.requestConfig?.elt : active;
+  left = null;
+  if (!element || element.matches("tr, section, [data-session]")) return;
+  const marks = named.filter((name) => element.hasAttribute(name)).map((name) => `[${name}="${CSS.escape(element.getAttribute(name))}"]`);
+  const within = [];
+  for (let part = element.parentElement; part; part = part.parentElement) if (part.id) within.push(part.id);
+  const menu = element.closest("[popover]")?.id;
+  left = { element, within, selector: element.localName + marks.join(""), menu: menu ? `[popovertarget="${CSS.escape(menu)}"]` : ":not(*)" };
+});
+document.addEventListener("htmx:afterRequest", () => {
+  const { activeElement: active } = document;
+  if (left && !left.element.isConnected && (active === document.body || !active)) successor(left).focus({ preventScroll: true });
+  left = null;
+});
+
+// -- an editor within <details>: begins in its field, Escape and [data-close-details] end it ---------
+document.addEventListener("toggle", ({ target }) => {
+  if (target.open && target.matches(".waiting-edit")) target.querySelector("textarea").focus();
+}, { capture: true });
+
+function closeDetails(details) {
+  details.querySelector("form").reset();
+  details.open = false;
+  details.querySelector("summary").focus();
+}
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-close-details]")) closeDetails(event.target.closest("details"));
+});
+document.addEventListener("keydown", (event) => {
+  const details = event.key === "Escape" && !event.isComposing && event.target.closest(".waiting-edit[open]");
+  if (!details) return;
+  event.preventDefault();
+  closeDetails(details);
 });
 
 // -- forms: one press, one request ----------------------------------------------------------------
