@@ -105,16 +105,31 @@ document.addEventListener("click", (event) => {
   event.target.closest("[data-dismiss]")?.closest(".toast")?.remove();
 });
 
+// -- answers: htmx looks for an answer's places in the tree of the element that asked ----------------
+// One that something else has replaced meanwhile stands in no page, and its answer would be lost (the
+// queued texts that Stop gives back among it). So it comes back, out of sight, while the answer is read.
+document.addEventListener("htmx:beforeSend", ({ detail: { elt } }) => {
+  const home = elt.closest("[data-session]") ?? document.body;
+  elt.addEventListener("htmx:beforeOnLoad", () => {
+    if (elt.isConnected) return;
+    const place = document.createElement("div");
+    place.hidden = true;
+    place.append(elt);
+    home.append(place);
+    elt.addEventListener("htmx:afterOnLoad", () => place.remove(), { once: true });
+  }, { once: true });
+});
+
 // -- focus: what a swap takes away, its successor gets --------------------------------------------
 // htmx does so for elements with an id. Others are known again by what they do, within the nearest
-// part of the page that is still there; a menu's entry gives way to the menu's button.
+// part of the page that is still there; a menu's entry gives way to the menu's button, an editor's to
+// the pencil that opened it.
 const named = ["name", "value", "href", "formaction", "aria-label", "popovertarget"];
 let left = null;
 
-function successor({ menu, selector, within }) {
+function successor({ selector, within }) {
   for (const id of within) {
-    const part = document.getElementById(id);
-    const found = part && (part.querySelector(menu) ?? part.querySelector(selector));
+    const found = selector && document.getElementById(id)?.querySelector(selector);
     if (found) return found;
   }
   const [first] = within.map((id) => document.getElementById(id)).filter(Boolean);
@@ -126,11 +141,12 @@ document.addEventListener("htmx:beforeSwap", ({ detail }) => {
   const element = active === document.body ? detail.requestConfig?.elt : active;
   left = null;
   if (!element || element.matches("tr, section, [data-session]")) return;
+  const menu = element.closest("[popover]");
   const marks = named.filter((name) => element.hasAttribute(name)).map((name) => `[${name}="${CSS.escape(element.getAttribute(name))}"]`);
   const within = [];
-  for (let part = element.parentElement; part; part = part.parentElement) if (part.id) within.push(part.id);
-  const menu = element.closest("[popover]")?.id;
-  left = { element, within, selector: element.localName + marks.join(""), menu: menu ? `[popovertarget="${CSS.escape(menu)}"]` : ":not(*)" };
+  for (let part = (menu ?? element).parentElement; part; part = part.parentElement) if (part.id) within.push(part.id);
+  const editor = element.closest(".waiting-edit") && ".waiting-edit > summary";
+  left = { element, within, selector: menu ? `[popovertarget="${menu.id}"]` : editor || marks.join("") };
 });
 document.addEventListener("htmx:afterRequest", () => {
   const { activeElement: active } = document;

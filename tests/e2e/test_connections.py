@@ -170,6 +170,50 @@ def test_rows_are_checked_from_the_list_and_change_by_themselves(
     assert complaints == []
 
 
+def test_the_focus_goes_on_where_a_swap_took_it_away(
+    patchbay: Patchbay, page: Page, admin: Client, fakes: FakeProviders
+):
+    add(admin, fakes, "Keys")
+    page.goto(f"{patchbay.url}/connections/")
+    row = page.locator("#connection-keys")
+    button = row.get_by_role("button", name="Actions for Keys")
+    for entry, status in (("Pause", "disabled"), ("Enable", "valid")):
+        button.focus()
+        page.keyboard.press("Enter")
+        page.locator("#menu-keys").get_by_role("button", name=entry).focus()
+        page.keyboard.press("Enter")
+        expect(row).to_have_attribute("data-status", status)
+        expect(button).to_be_focused()
+    page.keyboard.press("Enter")
+    page.locator("#menu-keys").get_by_role("link", name="Delete…").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Keep it")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(button).to_be_focused()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_names_without_a_place_to_break_widen_no_page(
+    patchbay: Patchbay, page: Page, admin: Client, fakes: FakeProviders, width: int
+):
+    name = f"{'W' * 90}{width}"
+    add(admin, fakes, name, slug=f"wide-{width}", models=f"echo\n{'x' * 150}")
+    page.set_viewport_size({"width": width, "height": 800})
+    here = f"/connections/wide-{width}/"
+    for path in (
+        *("/connections/", here, f"{here}edit/", f"{here}delete/confirm/"),
+        *("/w/support/settings/ai/", f"/w/support/settings/ai/wide-{width}/models/"),
+    ):
+        page.goto(patchbay.url + path)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{path} is {wide} wide"
+        inner = page.evaluate(
+            "Math.max(0, ...[...document.querySelectorAll('.table-wrap')]"
+            ".map((box) => box.scrollWidth - box.clientWidth))"
+        )
+        assert inner == 0, f"a table of {path} scrolls by {inner}"
+
+
 def test_a_double_click_on_validate_is_one_probe(
     patchbay: Patchbay, page: Page, admin: Client, fakes: FakeProviders
 ):
