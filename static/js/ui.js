@@ -193,6 +193,31 @@ addEventListener("pageshow", (event) => {
   }
 });
 
+// A form that is fetched anew for another choice: what was typed while it was on its way stays.
+let asked = null;
+
+const entries = (form) => [...form.elements].filter((field) => field.name && field.matches("textarea, select, input:not([type=hidden], [type=checkbox], [type=radio])"));
+document.addEventListener("htmx:beforeRequest", ({ detail: { elt, requestConfig } }) => {
+  const form = requestConfig.parameters._refresh && elt.closest("form");
+  if (form) asked = new Map(entries(form).map((field) => [field.id, field.value]));
+});
+document.addEventListener("htmx:beforeSwap", ({ detail, target }) => {
+  if (!asked || !detail.requestConfig?.parameters._refresh) return;
+  const typed = entries(target).filter(({ id, value }) => asked.has(id) && asked.get(id) !== value).map(({ id, value }) => [id, value]);
+  asked = null;
+  addEventListener("htmx:afterSwap", () => {
+    for (const [id, value] of typed) {
+      const field = document.getElementById(id);
+      if (field) field.value = value;
+    }
+  }, { once: true });
+});
+
+// A field that may not be empty has what it had again.
+document.addEventListener("change", ({ target }) => {
+  if (target.matches("[data-never-empty]") && !target.value.trim()) target.value = target.defaultValue;
+}, { capture: true });
+
 // -- select all: data-check-all="name of the checkboxes" -------------------------------------------
 document.addEventListener("change", (event) => {
   const all = event.target.closest("[data-check-all]");

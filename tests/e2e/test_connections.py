@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.fakes.server import GOOD_KEY, FakeProviders
 from tests.system.harness import ADMIN, Client, Patchbay, wait_for
@@ -168,6 +168,32 @@ def test_rows_are_checked_from_the_list_and_change_by_themselves(
     page.get_by_role("button", name="Delete connection").click()
     expect(bad).to_have_count(0)
     assert complaints == []
+
+
+def test_what_is_typed_while_the_fields_change_stays(patchbay: Patchbay, page: Page):
+    page.goto(f"{patchbay.url}/connections/new/")
+    typed = []
+
+    def late(route: Route) -> None:
+        answer = route.fetch()
+        page.get_by_label("Name").fill("Typed meanwhile")
+        typed.append(1)
+        route.fulfill(response=answer)
+
+    page.route("**/connections/new/", late)
+    page.get_by_label("Provider").select_option("bedrock")
+    expect(page.get_by_label("AWS region")).to_be_visible()
+    expect(page.get_by_label("Name")).to_have_value("Typed meanwhile")
+    assert typed
+
+    # Back from another page, the fields are those of the provider that is shown.
+    page.unroute("**/connections/new/")
+    page.get_by_role("link", name="Cancel").click()
+    page.wait_for_url("**/connections/")
+    page.go_back()
+    page.wait_for_url("**/connections/new/")
+    shown = page.get_by_label("Provider").input_value()
+    assert (page.get_by_label("AWS region").count() == 1) == (shown == "bedrock")
 
 
 def test_the_focus_goes_on_where_a_swap_took_it_away(
