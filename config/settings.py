@@ -204,6 +204,10 @@ LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "/"
 LOGOUT_REDIRECT_URL = "account_login"
 ACCOUNT_ADAPTER = "workspaces.accounts.ClosedSignup"
+ACCOUNT_FORMS = {
+    "login": "workspaces.accounts.SignIn",
+    "change_password": "workspaces.accounts.PasswordChange",
+}
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_LOGIN_METHODS = {"email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]

@@ -73,7 +73,9 @@ def connection_export(request: HttpRequest) -> HttpResponse:
     admin = need_instance_admin(request)
     if request.method != "POST":
         count = Connection.objects.living().count()
-        return render(request, "connections/export.html", {"count": count})
+        return render(
+            request, "connections/export.html", {"count": count, "crumbs": _crumbs(_("Export"))}
+        )
     text = json.dumps(transfer.export_document(admin), indent=2, ensure_ascii=False)
     response = HttpResponse(text, content_type="application/json")
     response.headers["Content-Disposition"] = 'attachment; filename="patchbay-connections.json"'

@@ -147,6 +147,18 @@ class Transcript:
         return self.turns[-1].turn.state if self.turns else "idle"
 
     @property
+    def headline(self) -> str:
+        """What the tab says before the title, so that it tells from afar; "" when all is well."""
+        if self.pause:
+            return _("Paused")
+        return {
+            Turn.State.PENDING: _("Working…"),
+            Turn.State.RUNNING: _("Working…"),
+            Turn.State.FAILED: _("Failed"),
+            Turn.State.INTERRUPTED: _("Interrupted"),
+        }.get(self.state, "")
+
+    @property
     def active(self) -> Turn | None:
         last = self.turns[-1].turn if self.turns else None
         return last if last is not None and last.is_active else None

@@ -72,7 +72,9 @@ def chat_create(request: HttpRequest, workspace: str) -> HttpResponse:
 def chat_detail(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = readable_chat(request, workspace, chat_id)
     before = _int(request.GET.get("before", ""))
-    page = render(request, "sessions/detail.html", _context(chat, before=before))
+    # Without JavaScript the page reloads itself to follow a reply, unless one reads or writes.
+    context = {**_context(chat, before=before), "still": bool(before) or "still" in request.GET}
+    page = render(request, "sessions/detail.html", context)
     return remember(request, page, chat.workspace)
 
 
