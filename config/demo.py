@@ -26,7 +26,8 @@ _PEOPLE = (
     ("vera@example.com", "Vera", "research", Role.VIEWER),
 )
 _VISION = {"id": "vision", "supportsImages": True}
-_CHAT = ["markdown", "fast-30tps", "echo", "slow-2s", "long-2000", _VISION]
+# The last one makes the titles, where none is called mini or flash.
+_CHAT = ["markdown", "fast-30tps", "slow-2s", "long-2000", _VISION, "echo"]
 _AGENT = ["tools-3", "tools", "thinking", "thinking-tools", "markdown", "echo"]
 _FAULTS = ["err-429-then-ok", "err-401", "err-quota", "err-529", "cut", "stall", "error-mid"]
 

@@ -42,10 +42,23 @@ class _Both:
         return response
 
 
+FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
+
+
+def _has_strange_body(request: HttpRequest) -> bool:
+    if request.method != "POST" or request.content_type in FORM_TYPES:
+        return False
+    length = request.META.get("CONTENT_LENGTH", "")
+    return length not in ("", "0") or "HTTP_TRANSFER_ENCODING" in request.META
+
+
 class RequestLimits(_Both):
-    """Refuses what no page here means: NUL in an address."""
+    """Refuses what no page here means: NUL in an address, a body that isn't a form. Django would
+    take JSON for a form without fields, and some forms mean something without any."""
 
     def before(self, request: HttpRequest) -> HttpResponseBase | None:
+        if _has_strange_body(request):
+            return HttpResponse(_("Send this as a form."), status=415)
         if "\x00" in request.path_info or "\x00" in request.META.get("QUERY_STRING", ""):
             return HttpResponse(_("This address can't be read."), status=400)
         if "%00" in request.META.get("QUERY_STRING", ""):

@@ -214,6 +214,10 @@ LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "/"
 LOGOUT_REDIRECT_URL = "account_login"
 ACCOUNT_ADAPTER = "workspaces.accounts.ClosedSignup"
+ACCOUNT_FORMS = {
+    "login": "workspaces.accounts.SignIn",
+    "change_password": "workspaces.accounts.PasswordChange",
+}
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_LOGIN_METHODS = {"email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
@@ -286,13 +290,29 @@ SILENCED_SYSTEM_CHECKS = ["mail.E001"]  # mail is optional: without EMAIL_URL it
 DEFAULT_FROM_EMAIL = env.string("PATCHBAY_MAIL_FROM") or f"patchbay@{_public.hostname}"
 
 # -- logs: never a text of a person, a secret or a full URL ----------------------------------------
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Anybody may send a wrong host or 10,000 fields: a line says so, our stack adds nothing."""
+    if record.name.startswith("django.security."):
+        record.exc_info = None
+    return True
+
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
         "line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"},
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"short": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback}},
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "filters": ["short"],
+        }
+    },
     "root": {"handlers": ["stderr"], "level": "DEBUG" if DEBUG else "INFO"},
     "loggers": {
         # httpx logs every full URL at INFO, httpcore every header at DEBUG; the database backend

@@ -116,6 +116,11 @@ class Health:
     def is_checking(self) -> bool:
         return self.status == Status.CHECKING
 
+    @property
+    def is_aged(self) -> bool:
+        """Whether its age says something of the status."""
+        return self.status in _AGED
+
     @classmethod
     def of(cls, connection: Connection) -> Health:
         """One query, two without prefetched `secrets`."""
@@ -320,7 +325,8 @@ class Card:
         """What is the matter, in few words: what an admin wrote about the pause, else ours."""
         if self.status == Status.DISABLED:
             return self.connection.paused_message
-        return str(self.problem.title) if self.problem else ""
+        title = str(self.problem.title) if self.problem else ""
+        return "" if title == self.status.label else title
 
     @property
     def is_aged(self) -> bool:

@@ -224,7 +224,7 @@ _SENTENCES: dict[str, Sentence] = {
     Reason.INCOMPLETE: Sentence(
         _("Secret needed"),
         _("This connection has no secret for the address and authentication it is set to."),
-        _("Enter it on the connection's page."),
+        _("Enter it on the connection's edit page."),
         _("Ask an admin to enter it."),
         tone="warning",
     ),

@@ -159,8 +159,8 @@ def clean_connection(data: Mapping[str, Any]) -> CleanResult:
     take("mid_stream_behavior", _one_of(MidStream))
     take("auth_header", _one_of(AuthHeader))
     take("max_tokens_field", _one_of(MaxTokensField))
-    take("supports_images", _tristate)
-    take("enabled", lambda v: True if v is None else bool(_tristate(v)))
+    take("supports_images", tristate)
+    take("enabled", lambda v: True if v is None else bool(tristate(v)))
     take("paused_message", lambda v: _text(v, 300))
     take("note", lambda v: _text(v, 2_000, lines=True))
     models = take("models", parse_models)
@@ -482,7 +482,7 @@ def _one_of(choices: Any, required: str = "") -> Callable[[Any], str]:
     return clean
 
 
-def _tristate(value: Any) -> bool | None:
+def tristate(value: Any) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     word = str(value).strip().lower()

@@ -22,7 +22,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, registry, tasks, transfer
+from connections import actions, display, registry, tasks, transfer, validation
 from connections.capabilities import usable_models
 from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
@@ -74,7 +74,9 @@ def connection_export(request: HttpRequest) -> HttpResponse:
     admin = need_instance_admin(request)
     if request.method != "POST":
         count = Connection.objects.living().count()
-        return render(request, "connections/export.html", {"count": count})
+        return render(
+            request, "connections/export.html", {"count": count, "crumbs": _crumbs(_("Export"))}
+        )
     text = json.dumps(transfer.export_document(admin), indent=2, ensure_ascii=False)
     response = HttpResponse(text, content_type="application/json")
     response.headers["Content-Disposition"] = 'attachment; filename="patchbay-connections.json"'
@@ -242,7 +244,10 @@ def connection_set_default(request: HttpRequest, slug: str) -> HttpResponse:
 def connection_set_mid_stream(request: HttpRequest, slug: str) -> HttpResponse:
     """`mid_stream_behavior`: steer, queue, or empty for the provider's default."""
     connection = _connection(request, slug)
-    actions.set_mid_stream(request.user, connection, request.POST.get("mid_stream_behavior", ""))
+    behaviour = request.POST.get("mid_stream_behavior")
+    if behaviour is None:
+        raise ValidationError(_("Use mid_stream_behavior=steer or queue, or leave it empty."))
+    actions.set_mid_stream(request.user, connection, behaviour)
     said = _("Messages sent mid-stream on “%(name)s”: %(behaviour)s.")
     words = {"name": connection.name, "behaviour": connection.mid_stream.label}
     messages.success(request, said % words)
@@ -252,13 +257,14 @@ def connection_set_mid_stream(request: HttpRequest, slug: str) -> HttpResponse:
 @require_POST
 @_answers_refusals
 def connection_enable(request: HttpRequest, slug: str) -> HttpResponse:
-    """`enabled` true or false, the other one of now when left out; `paused_message` if given."""
+    """`enabled` in the words of the form (true, on, 1; false, off, 0), the other one of now when
+    left out; `paused_message` if given."""
     connection = _connection(request, slug)
-    enabled = request.POST.get("enabled", "false" if connection.enabled else "true")
-    if enabled not in ("true", "false"):
+    enabled = validation.tristate(request.POST.get("enabled", not connection.enabled))
+    if enabled is None:
         raise ValidationError(_("Use enabled=true or enabled=false."))
     message = request.POST.get("paused_message")
-    actions.set_enabled(request.user, connection, enabled == "true", message=message)
+    actions.set_enabled(request.user, connection, enabled, message=message)
     said = _("“%(name)s” is enabled.") if connection.enabled else _("“%(name)s” is paused.")
     messages.success(request, said % {"name": connection.name})
     return _after(request, connection)

@@ -6,11 +6,12 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
-from django.contrib.auth import get_user
-from django.contrib.sessions.backends.db import SessionStore
+from django.contrib.auth import HASH_SESSION_KEY
+from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import Http404, HttpRequest
+from django.utils.crypto import constant_time_compare
 
 from sessions.models import ChatSession, Turn
 from workspaces.models import Role, User, Workspace
@@ -54,21 +55,44 @@ def owned_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Chat
     return chat
 
 
+class SignedOut(Exception):
+    """The sign-in that opened a page has ended, by signing out or by a new password."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """What a request proved about its person, to be looked at again while a page is open."""
+
+    user_id: uuid.UUID
+    session: SessionBase
+    key: str
+    password_hash: str
+
+    @classmethod
+    def of(cls, request: HttpRequest) -> SignIn:
+        session = request.session
+        return cls(request.user.pk, session, session.session_key or "", session[HASH_SESSION_KEY])
+
+    def holds_for(self, user: User) -> bool:
+        """One query."""
+        is_same = constant_time_compare(self.password_hash, user.get_session_auth_hash())
+        return is_same and self.session.exists(self.key)
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     version: int
     is_active: bool
 
 
-def watch(sign_in: str, chat_id: uuid.UUID) -> Watch | None:
-    """Whether the person of a sign-in (its session key) may still follow a session, with its
-    version; None ends an open stream. Asks as a new request would: a sign-out and a new password
-    end it too. Four queries at most."""
-    asking = HttpRequest()
-    asking.session = SessionStore(sign_in)
-    user = get_user(asking)
-    if not isinstance(user, User) or not user.is_active:
+def watch(sign_in: SignIn, chat_id: uuid.UUID) -> Watch | None:
+    """Whether a person may still follow a session, with its version; None ends an open stream.
+    Raises `SignedOut`. Four queries at most."""
+    user = User.objects.filter(pk=sign_in.user_id, is_active=True).first()
+    if user is None:
         return None
+    if not sign_in.holds_for(user):
+        raise SignedOut
     row = (
         ChatSession.objects.filter(Q(owner=user) | Q(shared=True), pk=chat_id)
         .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))

@@ -30,7 +30,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from sessions import bus
-from sessions.access import Watch, readable_chat, watch
+from sessions.access import SignedOut, SignIn, Watch, readable_chat, watch
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,6 @@ BEAT = 15.0  # seconds of silence before a comment
 LONGEST = 30 * 60.0  # seconds a stream lasts; the page then opens the next
 LAG = 4 * 2**20  # bytes a viewer may lag behind
 VIEWERS_A_PERSON = 40
-
-
-REFRESH = b"event: refresh\ndata: {}\n\n"
-CLOSED = b"event: closed\ndata: {}\n\n"
 
 
 def _pair(identifier: str) -> tuple[int, int]:
@@ -91,6 +87,10 @@ class Viewer:
     def cursor(self) -> str:
         return f"{self._after[0]}-{self._after[1]}"
 
+    def own(self, name: bytes) -> bytes:
+        """An event to this viewer alone: `refresh` or `closed`. It moves no cursor."""
+        return b"id: %s\nevent: %s\ndata: {}\n\n" % (self.cursor.encode(), name)
+
     def put(self, event: Encoded) -> None:
         if self._held is not None:
             self._held.append(event)
@@ -108,7 +108,7 @@ class Viewer:
         self._after = event.place
         self.version = max(self.version, event.version)
         if self._size + len(event.chunk) > LAG:
-            self._chunks, self._size = [REFRESH], len(REFRESH)
+            self._chunks, self._size = [self.own(b"refresh")], 0
         else:
             self._chunks.append(event.chunk)
             self._size += len(event.chunk)
@@ -214,7 +214,7 @@ def _reader() -> Reader:
     return _readers[loop]
 
 
-def _checked(sign_in: str, chat_id: uuid.UUID) -> Watch | None:
+def _checked(sign_in: SignIn, chat_id: uuid.UUID) -> Watch | None:
     close_old_connections()
     try:
         return watch(sign_in, chat_id)
@@ -228,15 +228,15 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
     """A session's events from `Last-Event-ID`, else `?after=`; `?v=` is the version the page has.
     404 before any byte for whom the session doesn't exist."""
 
-    def first_check() -> tuple[uuid.UUID, str]:
+    def first_check() -> SignIn:
         try:
             readable_chat(request, workspace, chat_id)
-            return request.user.pk, request.session.session_key or ""
+            return SignIn.of(request)
         finally:
             connections.close_all()
 
-    user_id, sign_in = await sync_to_async(first_check)()
-    if _open_by_person[user_id] >= VIEWERS_A_PERSON:
+    sign_in = await sync_to_async(first_check)()
+    if _open_by_person[sign_in.user_id] >= VIEWERS_A_PERSON:
         return HttpResponse(
             _("You have too many pages open. Close some and reload this one."), status=429
         )
@@ -244,16 +244,15 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
     version = request.GET.get("v", "0")
     viewer = Viewer(after, int(version) if version.isascii() and version.isdigit() else 0)
     return StreamingHttpResponse(
-        _follow(user_id, sign_in, chat_id, viewer),
+        _follow(sign_in, chat_id, viewer),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _follow(
-    user_id: uuid.UUID, sign_in: str, chat_id: uuid.UUID, viewer: Viewer
-) -> AsyncIterator[bytes]:
+async def _follow(sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer) -> AsyncIterator[bytes]:
     reader, loop = _reader(), asyncio.get_running_loop()
+    user_id = sign_in.user_id
     _open_by_person[user_id] += 1
     joined = False
     behind = 0
@@ -271,15 +270,19 @@ async def _follow(
             if now - checked >= every:
                 checked = now
                 with contextlib.suppress(DatabaseError):
-                    found = await loop.run_in_executor(_checks, _checked, sign_in, chat_id)
+                    try:
+                        found = await loop.run_in_executor(_checks, _checked, sign_in, chat_id)
+                    except SignedOut:
+                        # The page asks again with the cookies of now: who signed in anew goes on.
+                        return
                     if found is None:
-                        yield CLOSED
+                        yield viewer.own(b"closed")
                         return
                     # A change that was committed a moment ago may be on its way still: two looks.
                     behind = behind + 1 if found.version > viewer.version else 0
                     if behind > 1 or (not hears and (behind or found.is_active)):
                         viewer.version, behind = found.version, 0
-                        yield REFRESH
+                        yield viewer.own(b"refresh")
             try:
                 await asyncio.wait_for(viewer.ready.wait(), every)
             except TimeoutError:

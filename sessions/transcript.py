@@ -27,7 +27,7 @@ from sessions.reply import Block, blocks_of
 from workspaces.models import Role
 from workspaces.permissions import Access
 
-PAGE = 30  # turns a page shows at first; older ones come as one asks for them
+PAGE = 60  # turns a page shows at first; older ones come as one asks for them
 
 
 @dataclass(slots=True)
@@ -149,6 +149,18 @@ class Transcript:
     def state(self) -> str:
         """`idle`, or the state of the last turn."""
         return self.turns[-1].turn.state if self.turns else "idle"
+
+    @property
+    def headline(self) -> str:
+        """What the tab says before the title, so that it tells from afar; "" when all is well."""
+        if self.pause:
+            return _("Paused")
+        return {
+            Turn.State.PENDING: _("Working…"),
+            Turn.State.RUNNING: _("Working…"),
+            Turn.State.FAILED: _("Failed"),
+            Turn.State.INTERRUPTED: _("Interrupted"),
+        }.get(self.state, "")
 
     @property
     def active(self) -> Turn | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 LEASE = dt.timedelta(seconds=15)
 MAX_CLAIMS = 3
 MAX_TEXT = 200_000  # characters of one message
+MAX_KEY = 64  # characters of a client key as it is stored
 MAX_WAITING = 200  # messages of one session that wait
 FIRST_WORDS = 50  # characters of the first message that make the title at once
 
@@ -218,6 +220,7 @@ def _send(
 ) -> Sent:
     """In `send`'s transaction."""
     chat = _lock(chat_id)
+    client_key = _storable_key(client_key)
     if client_key:
         same = Message.objects.filter(chat=chat, client_key=client_key).first()
         if same is not None:
@@ -326,6 +329,12 @@ def clean_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _storable_key(client_key: str) -> str:
+    """A long key by its hash: cut off, two keys could become one, and a message be lost."""
+    key = clean_text(client_key)
+    return key if len(key) <= MAX_KEY else hashlib.sha256(key.encode()).hexdigest()
+
+
 def _check_length(text: str) -> None:
     if len(text) > MAX_TEXT:
         raise Refused(
@@ -406,13 +415,16 @@ def stop(chat_id: uuid.UUID, actor: User, *, queued: str = "return") -> list[Mes
     """Asks for the end of the running turn. With `queued="return"` the person's own waiting
     messages are cancelled and returned, so that their texts go back to the composer; with
     "continue" they go on. Colleagues' messages, and those with images, which a composer can't take
-    back, go on in any case. A turn that no worker has taken yet ends here. Locks the session."""
+    back, go on in any case. A turn that no worker has taken yet ends here. Raises `Refused` for
+    another word. Locks the session."""
+    if queued not in ("return", "continue"):
+        raise Refused("queued", _("Use queued=return or queued=continue."))
     chat = _lock(chat_id)
     turn = _active_turn(chat)
     if turn is None:
         return []
     returned: list[Message] = []
-    if queued != "continue":
+    if queued == "return":
         returned = list(waiting(chat).filter(author=actor, attachments=None))
         for message in returned:
             message.delivery, message.turn = Message.Delivery.CANCELLED, None

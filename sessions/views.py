@@ -11,6 +11,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from connections.models import Connection
@@ -64,14 +65,16 @@ def chat_create(request: HttpRequest, workspace: str) -> HttpResponse:
             workspace_id=access.workspace.pk,
             label=str(chat.pk),
         )
-    return redirect(chat)
+    return _back(chat)
 
 
 @require_safe
 def chat_detail(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = readable_chat(request, workspace, chat_id)
     before = _int(request.GET.get("before", ""))
-    page = render(request, "sessions/detail.html", _context(chat, before=before))
+    # Without JavaScript the page reloads itself to follow a reply, unless one reads or writes.
+    context = {**_context(chat, before=before), "still": bool(before) or "still" in request.GET}
+    page = render(request, "sessions/detail.html", context)
     return remember(request, page, chat.workspace)
 
 
@@ -138,7 +141,7 @@ def _answer(
     return _back(chat)
 
 
-_STATUS = {"locked": 409, "empty": 422, "images": 422, "too_large": 422, "model": 422}
+_STATUS = dict.fromkeys(("empty", "images", "too_large", "model", "connection", "queued"), 422)
 
 
 def _refused(
@@ -162,7 +165,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
             chat.pk,
             request.user,
             text,
-            client_key=turns.clean_text(request.POST.get("client_key", ""))[:64],
+            client_key=request.POST.get("client_key", ""),
             images=images,
         )
     except turns.Refused as refusal:
@@ -173,8 +176,12 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
 @require_POST
 def chat_stop(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = writable_chat(request, workspace, chat_id)
-    returned = turns.stop(chat.pk, request.user, queued=request.POST.get("queued", "return"))
-    texts = [request.POST.get("text", "").strip(), *(message.text for message in returned)]
+    typed = request.POST.get("text", "").strip()
+    try:
+        returned = turns.stop(chat.pk, request.user, queued=request.POST.get("queued", "return"))
+    except turns.Refused as refusal:
+        return _refused(request, chat, refusal, draft=typed)
+    texts = [typed, *(message.text for message in returned)]
     return _answer(request, chat, draft="\n\n".join(text for text in texts if text))
 
 
@@ -201,6 +208,10 @@ def chat_connection(request: HttpRequest, workspace: str, chat_id: uuid.UUID) ->
     chat = writable_chat(request, workspace, chat_id)
     slug = turns.clean_text(request.POST.get("connection", ""))
     connection = None
+    if "connection" not in request.POST and not chat.is_locked:
+        # Only an empty one goes back to the defaults: a misspelt field doesn't undo a choice.
+        refusal = turns.Refused("connection", _("Choose a connection first."))
+        return _refused(request, chat, refusal)
     if slug:
         connection = Connection.objects.visible_to(chat.workspace).filter(slug=slug[:64]).first()
         if connection is None and not chat.is_locked:

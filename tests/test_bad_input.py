@@ -224,3 +224,23 @@ def test_too_many_fields_are_refused(world: World, clients: dict[str, Client]):
             content_type="application/x-www-form-urlencoded",
         )
         assert response.status_code == 400
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "image/png", ""])
+def test_a_body_that_is_no_form_is_refused_everywhere(
+    world: World, clients: dict[str, Client], kind: str
+):
+    """Django takes it for a form without fields, and to stop or to enable none is needed."""
+    wrong = []
+    for name, address, methods in _addresses(world):
+        if "POST" not in methods:
+            continue
+        client = clients["owner" if name.startswith("sessions:") else "alice"]
+        answer = client.generic("POST", address, b'{"text": null}', content_type=kind)
+        if answer.status_code != 415:
+            wrong.append((name, answer.status_code))
+    assert wrong == []
+
+
+def test_a_post_without_a_body_needs_no_type(clients: dict[str, Client], world: World):
+    assert clients["alice"].generic("POST", "/connections/validate/").status_code == 303

@@ -52,9 +52,15 @@ class SetupForm(forms.Form):
         max_length=200,
         help_text=_("Printed in the console where Patchbay was started."),
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        error_messages={"required": _("Copy the line “First-run token” from the console.")},
     )
     email = forms.EmailField(
-        label=_("Your e-mail address"), widget=forms.EmailInput(attrs={"autocomplete": "username"})
+        label=_("Your e-mail address"),
+        widget=forms.EmailInput(attrs={"autocomplete": "username"}),
+        error_messages={
+            "required": _("Enter the address that you will sign in with."),
+            "invalid": _("This isn't an e-mail address. Enter one like name@example.com."),
+        },
     )
     password = forms.CharField(
         label=_("Password"),
@@ -62,11 +68,13 @@ class SetupForm(forms.Form):
         strip=False,
         help_text=_("At least 10 characters."),
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        error_messages={"required": _("Choose a password.")},
     )
     workspace = forms.CharField(
         label=_("Name of the first workspace"),
         max_length=100,
         help_text=_("A team or a project, for example “Support”. You can add more later."),
+        error_messages={"required": _("Give the workspace a name.")},
     )
 
     def clean_token(self) -> str:

@@ -19,7 +19,7 @@ def setup(request: HttpRequest) -> HttpResponse:
     """The first-run page; a 404 for ever once somebody was first."""
     if is_set_up():
         raise Http404
-    form = SetupForm(request.POST or None)
+    form = SetupForm(request.POST if request.method == "POST" else None)
     if request.method == "POST" and form.is_valid():
         data = form.cleaned_data
         try:
@@ -29,7 +29,9 @@ def setup(request: HttpRequest) -> HttpResponse:
         except AlreadySetUp:
             raise Http404 from None
         login(request, user, backend="allauth.account.auth_backends.AuthenticationBackend")
-        return redirect("connections:list")
+        answer = redirect("connections:list")
+        answer.status_code = 303
+        return answer
     status = 422 if form.is_bound else 200
     return render(request, "workspaces/setup.html", {"form": form}, status=status)
 

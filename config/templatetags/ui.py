@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django import template
-from django.forms import BoundField, CheckboxInput, RadioSelect
+from django.forms import BaseForm, BoundField, CheckboxInput, RadioSelect
 from django.template.loader import render_to_string
 from django.templatetags.static import static
 from django.utils import formats, timezone
@@ -89,6 +89,13 @@ def field(bound: BoundField, *, width: str = "", **attrs: Any) -> dict[str, Any]
         kind = "radio"
     extra = {name.replace("_", "-"): value for name, value in attrs.items()}
     return {"field": bound, "widget": bound.as_widget(attrs=extra), "kind": kind, "width": width}
+
+
+@register.simple_tag
+def first_to_fill(form: BaseForm) -> str:
+    """The name of the field where typing begins: the first that is wrong, else the first."""
+    fields = form.visible_fields()
+    return next((bound.name for bound in [*(b for b in fields if b.errors), *fields]), "")
 
 
 def _component(name: str, content: str, **context: Any) -> SafeString:
@@ -216,4 +223,4 @@ def _age(value: datetime, now: datetime) -> str:
     if age < timedelta(days=30):
         n = age.days
         return ngettext("%(n)d day ago", "%(n)d days ago", n) % {"n": n}
-    return formats.date_format(timezone.localtime(value), "SHORT_DATE_FORMAT")
+    return formats.date_format(timezone.localtime(value), "DATE_FORMAT")

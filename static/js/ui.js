@@ -59,7 +59,12 @@ if (!("command" in HTMLButtonElement.prototype)) {
 
 // A dialog that a request brings into [data-dialogs] opens at once.
 document.addEventListener("htmx:afterSwap", (event) => {
-  if (event.target.matches("[data-dialogs]")) event.target.querySelector("dialog")?.showModal();
+  if (!event.target.matches("[data-dialogs]")) return;
+  const dialog = event.target.querySelector("dialog");
+  // The entry of a menu that asked for it is hidden by then: the menu's button has the focus after.
+  const menu = event.detail.requestConfig?.elt.closest("[popover]")?.id;
+  dialog?.addEventListener("close", () => document.querySelector(`[popovertarget="${menu}"]`)?.focus());
+  dialog?.showModal();
 });
 
 // -- toasts: go after eight seconds, not while pointed at or focused; errors stay -----------------
@@ -100,6 +105,76 @@ document.addEventListener("click", (event) => {
   event.target.closest("[data-dismiss]")?.closest(".toast")?.remove();
 });
 
+// -- answers: htmx looks for an answer's places in the tree of the element that asked ----------------
+// One that something else has replaced meanwhile stands in no page, and its answer would be lost (the
+// queued texts that Stop gives back among it). So it comes back, out of sight, while the answer is read.
+document.addEventListener("htmx:beforeSend", ({ detail: { elt } }) => {
+  const home = elt.closest("[data-session]") ?? document.body;
+  elt.addEventListener("htmx:beforeOnLoad", () => {
+    if (elt.isConnected) return;
+    const place = document.createElement("div");
+    place.hidden = true;
+    place.append(elt);
+    home.append(place);
+    elt.addEventListener("htmx:afterOnLoad", () => place.remove(), { once: true });
+  }, { once: true });
+});
+
+// -- focus: what a swap takes away, its successor gets --------------------------------------------
+// htmx does so for elements with an id. Others are known again by what they do, within the nearest
+// part of the page that is still there; a menu's entry gives way to the menu's button, an editor's to
+// the pencil that opened it.
+const named = ["name", "value", "href", "formaction", "aria-label", "popovertarget"];
+let left = null;
+
+function successor({ selector, within }) {
+  for (const id of within) {
+    const found = selector && document.getElementById(id)?.querySelector(selector);
+    if (found) return found;
+  }
+  const [first] = within.map((id) => document.getElementById(id)).filter(Boolean);
+  return document.getElementById("draft") ?? first?.querySelector("a[href], button:not(:disabled), input:not([type=hidden])") ?? document.getElementById("main");
+}
+
+document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+  const { activeElement: active } = document;
+  const element = active === document.body ? detail.requestConfig?.elt : active;
+  left = null;
+  if (!element || element.matches("tr, section, [data-session]")) return;
+  const menu = element.closest("[popover]");
+  const marks = named.filter((name) => element.hasAttribute(name)).map((name) => `[${name}="${CSS.escape(element.getAttribute(name))}"]`);
+  const within = [];
+  for (let part = (menu ?? element).parentElement; part; part = part.parentElement) if (part.id) within.push(part.id);
+  const editor = element.closest(".waiting-edit") && ".waiting-edit > summary";
+  left = { element, within, selector: menu ? `[popovertarget="${menu.id}"]` : editor || marks.join("") };
+});
+document.addEventListener("htmx:afterRequest", () => {
+  const { activeElement: active } = document;
+  if (left && !left.element.isConnected && (active === document.body || !active)) successor(left).focus({ preventScroll: true });
+  left = null;
+});
+
+// -- an editor within <details>: begins in its field, Escape and [data-close-details] end it ---------
+document.addEventListener("toggle", ({ target }) => {
+  if (target.open && target.matches(".waiting-edit")) target.querySelector("textarea").focus();
+}, { capture: true });
+
+function closeDetails(details) {
+  details.querySelector("form").reset();
+  details.open = false;
+  details.querySelector("summary").focus();
+}
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("[data-close-details]")) closeDetails(event.target.closest("details"));
+});
+document.addEventListener("keydown", (event) => {
+  const details = event.key === "Escape" && !event.isComposing && event.target.closest(".waiting-edit[open]");
+  if (!details) return;
+  event.preventDefault();
+  closeDetails(details);
+});
+
 // -- forms: one press, one request ----------------------------------------------------------------
 // htmx's own forms are left to htmx (hx-disabled-elt, hx-sync); after a download the page stays.
 document.addEventListener("submit", (event) => {
@@ -117,6 +192,31 @@ addEventListener("pageshow", (event) => {
     form.querySelector("[aria-busy]")?.removeAttribute("aria-busy");
   }
 });
+
+// A form that is fetched anew for another choice: what was typed while it was on its way stays.
+let asked = null;
+
+const entries = (form) => [...form.elements].filter((field) => field.name && field.matches("textarea, select, input:not([type=hidden], [type=checkbox], [type=radio])"));
+document.addEventListener("htmx:beforeRequest", ({ detail: { elt, requestConfig } }) => {
+  const form = requestConfig.parameters._refresh && elt.closest("form");
+  if (form) asked = new Map(entries(form).map((field) => [field.id, field.value]));
+});
+document.addEventListener("htmx:beforeSwap", ({ detail, target }) => {
+  if (!asked || !detail.requestConfig?.parameters._refresh) return;
+  const typed = entries(target).filter(({ id, value }) => asked.has(id) && asked.get(id) !== value).map(({ id, value }) => [id, value]);
+  asked = null;
+  addEventListener("htmx:afterSwap", () => {
+    for (const [id, value] of typed) {
+      const field = document.getElementById(id);
+      if (field) field.value = value;
+    }
+  }, { once: true });
+});
+
+// A field that may not be empty has what it had again.
+document.addEventListener("change", ({ target }) => {
+  if (target.matches("[data-never-empty]") && !target.value.trim()) target.value = target.defaultValue;
+}, { capture: true });
 
 // -- select all: data-check-all="name of the checkboxes" -------------------------------------------
 document.addEventListener("change", (event) => {

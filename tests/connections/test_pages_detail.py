@@ -55,6 +55,15 @@ def test_a_failed_probe_says_where_it_stopped_and_what_to_do(page, alice):
     assert "alice@example.com" in html
 
 
+@pytest.mark.parametrize(
+    ("fields", "aged"),
+    [({"health": "valid"}, True), ({"enabled": False}, False), ({"key": None}, False)],
+)
+def test_only_a_health_that_was_tested_shows_its_age(page, fields, aged):
+    make_connection("local", health_at=timezone.now() - dt.timedelta(minutes=7), **fields)
+    assert ("7 min ago" in page.get("/connections/local/").text) is aged
+
+
 def test_while_it_is_checked_the_health_asks_for_itself_and_then_stops(page):
     local = make_connection("local")
     assert "Never validated." in page.get("/connections/local/").text

@@ -273,7 +273,7 @@ def test_a_wrong_field_is_422_with_its_sentence_and_what_was_typed(page, change,
 def test_a_form_that_sends_nothing_is_422(page):
     assert page.post("/connections/new/", {}).status_code == 422
     wrong_kind = page.post("/connections/new/", b"[1", content_type="application/json")
-    assert wrong_kind.status_code == 422
+    assert wrong_kind.status_code == 415
 
 
 @pytest.mark.parametrize("url", [*THIS_MACHINE, *ELSEWHERE])

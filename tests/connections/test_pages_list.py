@@ -163,9 +163,9 @@ def test_without_htmx_a_post_leads_back_to_where_it_came_from(page):
     make_connection("local")
     answer = page.post("/connections/local/validate/")
     assert (answer.status_code, answer.headers["Location"]) == (303, "/connections/")
-    answer = page.post("/connections/local/mid-stream/", {"next": "detail"})
+    answer = page.post("/connections/local/enable/", {"next": "detail"})
     assert answer.headers["Location"] == "/connections/local/"
-    answer = page.post("/connections/local/mid-stream/", {"next": "//evil.example"})
+    answer = page.post("/connections/local/enable/", {"next": "//evil.example"})
     assert answer.headers["Location"] == "/connections/"
 
 
@@ -222,7 +222,10 @@ def test_mid_stream_takes_steer_queue_or_nothing(page, behaviour):
     ("path", "data"),
     [
         ("mid-stream/", {"mid_stream_behavior": "both"}),
+        ("mid-stream/", {}),
+        ("mid-stream/", {"mid_stream_behaviour": "queue"}),
         ("enable/", {"enabled": "perhaps"}),
+        ("enable/", {"enabled": ""}),
         ("enable/", {"enabled": "false", "paused_message": "x" * 301}),
         ("order/", {}),
         ("order/", {"direction": "left"}),
@@ -249,6 +252,13 @@ def test_pause_and_enable(page):
     assert Connection.objects.get().enabled
     page.post("/connections/local/enable/")
     assert not Connection.objects.get().enabled
+
+
+@pytest.mark.parametrize("word", ["true", "on", "1", "false", "off", "0"])
+def test_pause_and_enable_take_the_words_of_the_form(page, word):
+    make_connection("local", enabled=word in ("false", "off", "0"))
+    assert page.post("/connections/local/enable/", {"enabled": word}).status_code == 303
+    assert Connection.objects.get().enabled is (word in ("true", "on", "1"))
 
 
 @pytest.mark.parametrize(

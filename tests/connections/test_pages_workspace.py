@@ -79,6 +79,13 @@ def test_a_paused_connection_says_what_its_admin_wrote(bob, client_for, workspac
     assert "Back on Monday." in html
 
 
+def test_a_status_is_not_said_twice(bob, client_for, workspace):
+    make_connection("local", key=None)
+    html = main_of(client_for(bob).get("/w/support/settings/ai/").text)
+    row = html.partition('<tr id="connection-local"')[2].partition("</tr>")[0]
+    assert row.count("Secret needed") == 1
+
+
 def test_without_any_connection_the_page_says_whom_to_ask(bob, client_for, workspace):
     html = main_of(client_for(bob).get("/w/support/settings/ai/").text)
     assert "No connection yet" in html

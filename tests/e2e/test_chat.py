@@ -98,10 +98,7 @@ def expect_state(page: Page, state: str | re.Pattern[str]) -> None:
 def complaints_of(page: Page) -> list[str]:
     """What the browser refuses or stumbles over from now on."""
     found: list[str] = []
-    page.on(
-        "console",
-        lambda m: found.append(m.text) if m.type in ("error", "warning") else None,
-    )
+    page.on("console", lambda m: found.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: found.append(str(error)))
     return found
 
@@ -302,6 +299,61 @@ def test_stop_gives_the_queued_texts_back_to_the_composer(
     expect(page.locator("[data-role=assistant]")).to_contain_text("harbour")
     expect(page.locator("#turn-1-end")).to_contain_text("Stopped")
     expect_as_stored(page)
+
+
+def test_texts_come_back_though_the_stop_button_is_gone_before_its_answer(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    complaints = complaints_of(page)
+    page.goto(patchbay.url + new_session(admin, "fast-30tps-200", "queue"))
+    send(page, "Tell me a tale")
+    expect(page.locator("[data-role=assistant]")).to_contain_text("harbour")
+    send(page, "a wish")
+    expect(page.locator("#waiting > li")).to_have_count(1)
+
+    def late(route: Route) -> None:
+        answer = route.fetch()
+        page.locator("#stop").wait_for(state="detached")  # the stream brought the end
+        route.fulfill(response=answer)
+
+    page.route("**/stop/", late)
+    page.keyboard.press("Escape")
+    expect_state(page, "stopped")
+    expect(page.locator("#draft")).to_have_value("a wish")
+    assert complaints == []
+
+
+def test_the_queue_is_kept_in_order_by_keyboard_alone(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    send(page, "Begin")
+    expect_state(page, "running")
+    waiting = page.locator("#waiting > li")
+    for number, text in enumerate(("one", "two", "three"), 1):
+        send(page, text)
+        expect(waiting).to_have_count(number)
+    expect(page).to_have_title(re.compile("^Working…: "))
+    pencil = waiting.nth(0).get_by_label("Edit this message")
+    pencil.focus()
+    page.keyboard.press("Enter")
+    expect(waiting.nth(0).locator("textarea")).to_be_focused()
+    page.keyboard.insert_text("never mind")
+    page.keyboard.press("Escape")  # ends the editing, not the reply
+    expect(pencil).to_be_focused()
+    expect(waiting.nth(0).locator(".message-body")).to_have_text("one")
+    waiting.nth(0).get_by_label("Send later").focus()
+    page.keyboard.press("Enter")
+    expect(waiting.nth(0)).to_contain_text("two")
+    expect(page.locator("#waiting :focus")).to_have_attribute("aria-label", "Send later")
+    waiting.nth(2).get_by_label("Cancel this message").focus()
+    page.keyboard.press("Enter")
+    expect(waiting).to_have_count(2)
+    expect(page.locator("#waiting :focus")).to_have_attribute("aria-label", "Cancel this message")
+    expect_state(page, "running")
+    page.locator("#draft").focus()
+    page.keyboard.press("Escape")
+    expect_state(page, "stopped")
 
 
 def test_a_reload_in_mid_stream_goes_on_without_gap_or_repeat(
@@ -562,6 +614,24 @@ def test_a_session_works_without_javascript(patchbay: Patchbay, admin: Client, b
     page.locator("#chat-title").fill("By hand")
     page.locator("#chat-title").press("Enter")
     expect(page).to_have_title(re.compile("^By hand"))
+
+    # While one runs, the page can be held still, so that what is typed isn't lost to a reload.
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    page.locator("#draft").fill("Begin")
+    page.locator("#send").click()
+    expect_state(page, "running")
+    expect(page.locator("head meta[http-equiv=refresh]")).to_have_count(1)
+    page.get_by_role("link", name="Hold it still").click()
+    expect(page.get_by_role("link", name="Follow it")).to_be_visible()
+    expect(page.locator("head meta[http-equiv=refresh]")).to_have_count(0)
+    page.locator("#draft").fill("And then this")
+    page.locator("#send").click()
+    expect(page.locator("#waiting > li")).to_contain_text("And then this")
+    page.get_by_role("link", name="Hold it still").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="come back to me").click()
+    expect(page.locator("#draft")).to_have_value("And then this")
+    expect_state(page, "stopped")
     context.close()
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.fakes.server import GOOD_KEY, FakeProviders
 from tests.system.harness import ADMIN, Client, Patchbay, wait_for
@@ -168,6 +168,76 @@ def test_rows_are_checked_from_the_list_and_change_by_themselves(
     page.get_by_role("button", name="Delete connection").click()
     expect(bad).to_have_count(0)
     assert complaints == []
+
+
+def test_what_is_typed_while_the_fields_change_stays(patchbay: Patchbay, page: Page):
+    page.goto(f"{patchbay.url}/connections/new/")
+    typed = []
+
+    def late(route: Route) -> None:
+        answer = route.fetch()
+        page.get_by_label("Name").fill("Typed meanwhile")
+        typed.append(1)
+        route.fulfill(response=answer)
+
+    page.route("**/connections/new/", late)
+    page.get_by_label("Provider").select_option("bedrock")
+    expect(page.get_by_label("AWS region")).to_be_visible()
+    expect(page.get_by_label("Name")).to_have_value("Typed meanwhile")
+    assert typed
+
+    # Back from another page, the fields are those of the provider that is shown.
+    page.unroute("**/connections/new/")
+    page.get_by_role("link", name="Cancel").click()
+    page.wait_for_url("**/connections/")
+    page.go_back()
+    page.wait_for_url("**/connections/new/")
+    shown = page.get_by_label("Provider").input_value()
+    assert (page.get_by_label("AWS region").count() == 1) == (shown == "bedrock")
+
+
+def test_the_focus_goes_on_where_a_swap_took_it_away(
+    patchbay: Patchbay, page: Page, admin: Client, fakes: FakeProviders
+):
+    add(admin, fakes, "Keys")
+    page.goto(f"{patchbay.url}/connections/")
+    row = page.locator("#connection-keys")
+    button = row.get_by_role("button", name="Actions for Keys")
+    for entry, status in (("Pause", "disabled"), ("Enable", "valid")):
+        button.focus()
+        page.keyboard.press("Enter")
+        page.locator("#menu-keys").get_by_role("button", name=entry).focus()
+        page.keyboard.press("Enter")
+        expect(row).to_have_attribute("data-status", status)
+        expect(button).to_be_focused()
+    page.keyboard.press("Enter")
+    page.locator("#menu-keys").get_by_role("link", name="Delete…").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Keep it")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(button).to_be_focused()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_names_without_a_place_to_break_widen_no_page(
+    patchbay: Patchbay, page: Page, admin: Client, fakes: FakeProviders, width: int
+):
+    name = f"{'W' * 90}{width}"
+    add(admin, fakes, name, slug=f"wide-{width}", models=f"echo\n{'x' * 150}")
+    page.set_viewport_size({"width": width, "height": 800})
+    here = f"/connections/wide-{width}/"
+    for path in (
+        *("/connections/", here, f"{here}edit/", f"{here}delete/confirm/"),
+        *("/w/support/settings/ai/", f"/w/support/settings/ai/wide-{width}/models/"),
+    ):
+        page.goto(patchbay.url + path)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{path} is {wide} wide"
+        inner = page.evaluate(
+            "Math.max(0, ...[...document.querySelectorAll('.table-wrap')]"
+            ".map((box) => box.scrollWidth - box.clientWidth))"
+        )
+        assert inner == 0, f"a table of {path} scrolls by {inner}"
 
 
 def test_a_double_click_on_validate_is_one_probe(

@@ -14,9 +14,9 @@ from django.utils import timezone
 from connections.models import Connection
 from sessions import turns
 from sessions.models import ChatSession, Turn
-from tests.builders import make_connection
+from tests.builders import make_connection, make_member, make_user
 from tests.fakes.server import FakeProviders
-from workspaces.models import User, Workspace
+from workspaces.models import Role, User, Workspace
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -64,3 +64,36 @@ def test_a_queue_that_stands_still_is_said_so(chat, bob):
     turns.end(turn, turn.lease_token, Turn.State.FAILED, error_kind="quota")
     with pytest.raises(CommandError, match="paused"):
         ask("--user", bob.email, "--session", str(chat.pk), "third")
+
+
+def test_a_session_keeps_its_connection(chat, bob):
+    make_connection("other", base_url="http://127.0.0.1:9/v1", models=["m"], default_model="m")
+    session = ("--user", bob.email, "--session", str(chat.pk))
+    assert ask(*session, "--connection", "fake", "first") == "first\n"
+    assert ask(*session, "--connection", "fake", "second") == "second\n"
+    with pytest.raises(CommandError, match="locked"):
+        ask(*session, "--connection", "other", "third")
+    assert [message.text for message in chat.messages.filter(role="user")] == ["first", "second"]
+
+
+def test_the_owner_asks_in_a_session_unless_another_is_named(chat, alice, bob):
+    assert ask("--session", str(chat.pk), "mine") == "mine\n"
+    assert chat.messages.get(role="user").author == bob
+    with pytest.raises(CommandError, match="no such session"):
+        ask("--user", alice.email, "--session", str(chat.pk), "not mine")
+    ChatSession.objects.update(shared=True)
+    assert ask("--user", alice.email, "--session", str(chat.pk), "ours") == "ours\n"
+
+
+def test_what_is_refused_leaves_no_session(chat, workspace, bob):
+    viewer = make_member(workspace, make_user("vera@example.com"), Role.VIEWER).user
+    make_connection("paused", enabled=False)
+    for arguments, why in (
+        (("--user", viewer.email, "hello"), "only read"),
+        (("--user", bob.email, "--connection", "paused", "hello"), "paused"),
+        (("--user", bob.email, "--connection", "fake", "  "), "Write a message"),
+        (("--user", bob.email, "--connection", "nothing", "hello"), "no connection"),
+    ):
+        with pytest.raises(CommandError, match=why):
+            ask(*arguments)
+    assert ChatSession.objects.get() == chat

@@ -108,6 +108,31 @@ def test_a_turn_that_did_not_end_well_can_be_tried_again(client_for, bob, chat, 
     assert "sk-leaked words" not in page, "the provider's words are for instance admins"
 
 
+@pytest.mark.parametrize(
+    ("state", "before"),
+    [
+        (Turn.State.RUNNING, "Working…: "),
+        (Turn.State.FAILED, "Failed: "),
+        (Turn.State.INTERRUPTED, "Interrupted: "),
+        (Turn.State.DONE, ""),
+    ],
+)
+def test_the_tab_tells_the_state_before_the_title(client_for, bob, chat, connection, state, before):
+    turn = turns.send(chat.pk, bob, "hello", ring=False).turn
+    Turn.objects.filter(pk=turn.pk).update(state=state)
+    ChatSession.objects.filter(pk=chat.pk).update(title="A week")
+    page = client_for(bob).get(chat.get_absolute_url()).text
+    assert f"<title>{before}A week · Patchbay</title>" in page
+
+
+def test_a_paused_connection_of_a_session_leads_an_admin_there(client_for, alice, chat, connection):
+    turns.send(chat.pk, chat.owner, "hello", ring=False)
+    ChatSession.objects.filter(pk=chat.pk).update(shared=True)
+    Connection.objects.filter(pk=connection.pk).update(enabled=False)
+    reason = client_for(alice).get(chat.get_absolute_url()).text.partition('id="reason"')[2]
+    assert f'href="{connection.get_absolute_url()}"' in reason.partition("</form>")[0]
+
+
 def test_a_changed_title_changes_the_tab_as_text(client_for, bob, chat):
     answer = client_for(bob).post(
         f"{chat.get_absolute_url()}rename/",
@@ -115,3 +140,34 @@ def test_a_changed_title_changes_the_tab_as_text(client_for, bob, chat):
         headers={"HX-Request": "true"},
     )
     assert "<title>&lt;/title&gt;&lt;script&gt;" in answer.content.decode()
+
+
+def test_what_a_script_posts_is_answered_with_303_or_422(client_for, bob, workspace, connection):
+    client = client_for(bob)
+    created = client.post(f"{workspace.get_absolute_url()}sessions/new/")
+    assert created.status_code == 303
+    url = created.headers["location"]
+    chosen = client.post(f"{url}connection/", {"connection": connection.slug})
+    assert chosen.status_code == 303
+    for path, data in (
+        ("connection/", {}),
+        ("connection/", {"connection_slug": connection.slug}),
+        ("stop/", {"queued": "Continue"}),
+        ("model/", {}),
+        ("send/", {}),
+    ):
+        assert client.post(url + path, data).status_code == 422, (path, data)
+    chat = ChatSession.objects.get()
+    assert chat.connection == connection, "a field that is missing undoes no choice"
+    assert client.post(f"{url}connection/", {"connection": ""}).status_code == 303
+    chat.refresh_from_db()
+    assert chat.connection is None
+
+
+def test_long_client_keys_are_told_apart(client_for, bob, chat):
+    client = client_for(bob)
+    for number in (1, 2, 2):
+        data = {"text": f"message {number}", "client_key": f"{'k' * 80}{number}"}
+        assert client.post(f"{chat.get_absolute_url()}send/", data).status_code == 303
+    sent = Message.objects.filter(chat=chat).order_by("seq")
+    assert [message.text for message in sent] == ["message 1", "message 2"]

@@ -423,6 +423,13 @@ def test_stop_with_continue_goes_on_with_the_queue(chat, queue):
     assert Turn.objects.get(chat=chat, state="pending").number == 2
 
 
+def test_stop_with_another_word_changes_nothing(chat, queue):
+    with pytest.raises(turns.Refused):
+        turns.stop(chat.pk, chat.owner, queued="Continue")
+    assert {delivery for _, delivery in deliveries(chat)[1:]} == {"queued"}
+    assert not Turn.objects.filter(chat=chat, stop_requested_at__isnull=False).exists()
+
+
 def test_stop_ends_a_turn_that_no_worker_has_taken(chat, bob):
     turns.send(chat.pk, bob, "hello")
     turns.stop(chat.pk, bob)

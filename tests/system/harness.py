@@ -260,7 +260,7 @@ class Patchbay:
         client = self.client()
         client.get("/setup/")
         answer = client.post("/setup/", data={"token": self.token, **ADMIN, **fields})
-        assert answer.status_code == 302, answer.text
+        assert answer.status_code == 303, answer.text
         return client
 
     def sign_in(self, email: str, password: str = ADMIN["password"]) -> Client:

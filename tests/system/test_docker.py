@@ -146,7 +146,7 @@ def test_each_command_runs_and_together_they_take_a_task(native):
         assert admin.get("/healthz").text == "ok\n"
         assert admin.get("/readyz").json()["redis"] == "ok"
         admin.get("/setup/")
-        assert admin.post("/setup/", data={"token": token, **ADMIN}).status_code == 302
+        assert admin.post("/setup/", data={"token": token, **ADMIN}).status_code == 303
         fields = {
             "name": "Local",
             "slug": "local",

@@ -70,13 +70,13 @@ def test_of_many_attempts_one_makes_the_admin(start_patchbay: Callable[..., Patc
         ATTEMPTS, lambda number: clients[number].post("/setup/", data=fields(token, number))
     )
     codes = sorted(answer.status_code for answer in answers)
-    assert codes == [302] + [404] * (ATTEMPTS - 1)
+    assert codes == [303] + [404] * (ATTEMPTS - 1)
     people = rows(patchbay, "SELECT email, is_superuser FROM workspaces_user")
     assert len(people) == 1
     assert people[0][1] == 1
     assert len(rows(patchbay, "SELECT * FROM workspaces_workspace")) == 1
     assert rows(patchbay, "SELECT id FROM workspaces_installation") == [(1,)]
-    first = next(n for n, answer in enumerate(answers) if answer.status_code == 302)
+    first = next(n for n, answer in enumerate(answers) if answer.status_code == 303)
     assert people[0][0] == f"admin-{first}@example.com"
     assert clients[first].get("/connections/").status_code == 200
     assert clients[first - 1].get("/connections/").status_code == 302

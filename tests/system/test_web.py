@@ -70,6 +70,14 @@ def test_another_host_is_refused(alone):
     assert alone.get("/nowhere/", headers={"Host": "evil.example"}).status_code == 400
 
 
+def test_a_wrong_host_is_one_line_in_the_log(tmp_path, static_files):
+    with web(tmp_path, PATCHBAY_URL=PUBLIC) as client:
+        assert client.get("/nowhere/", headers={"Host": "evil.example"}).status_code == 400
+    log = (tmp_path / "log").read_text()
+    assert "Invalid HTTP_HOST header: 'evil.example'" in log
+    assert "Traceback" not in log
+
+
 def test_a_body_over_the_limit_is_refused_before_django_reads_it(alone):
     answer = alone.post("/setup/", content=b"x" * (25 * 1024 * 1024))
     assert answer.status_code == 413

@@ -15,9 +15,11 @@ from sessions import turns
 from sessions.models import ChatSession, Message, Turn
 from sessions.worker import Crew
 from workspaces import audit
-from workspaces.models import User, Workspace
-from workspaces.permissions import role_in
+from workspaces.models import Role, User, Workspace
+from workspaces.permissions import Access, role_in
 from workspaces.runtime import get_runtime
+
+_NO_SESSION = "There is no such session in this workspace."
 
 
 class Command(BaseCommand):
@@ -26,18 +28,25 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("text", help="the message")
         parser.add_argument("--workspace", required=True, metavar="SLUG")
-        parser.add_argument("--connection", metavar="SLUG", help="for a new session")
+        parser.add_argument("--connection", metavar="SLUG", help="until it is locked")
         parser.add_argument("--session", type=uuid.UUID, metavar="UUID", help="go on in this one")
-        parser.add_argument("--user", metavar="EMAIL", help="who asks (default: the first admin)")
+        parser.add_argument(
+            "--user", metavar="EMAIL", help="who asks; else the session's owner, or the first admin"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         workspace = Workspace.objects.filter(slug=options["workspace"]).first()
         if workspace is None:
             raise CommandError(f"There is no workspace {options['workspace']!r}.")
-        user = self._user(options["user"], workspace)
-        chat = self._chat(options, workspace, user)
+        chat = self._named_chat(options["session"], workspace)
+        user = self._user(options["user"], workspace, chat)
+        connection = self._named_connection(options["connection"], workspace)
         try:
-            sent = turns.send(chat.pk, user, options["text"], ring=False)
+            # One transaction: a message that is refused leaves no session without messages.
+            with transaction.atomic():
+                chat = chat or self._new_chat(workspace, user)
+                self._choose(chat, user, connection)
+                sent = turns.send(chat.pk, user, options["text"], ring=False)
         except turns.Refused as refusal:
             raise CommandError(refusal.sentence) from None
         # Runs this turn and takes nobody else's: the process ends with it.
@@ -77,37 +86,48 @@ class Command(BaseCommand):
                 crew.take(pending.pk)
             time.sleep(0.05 if message.turn else 1)
 
-    def _user(self, email: str | None, workspace: Workspace) -> User:
+    def _user(self, email: str | None, workspace: Workspace, chat: ChatSession | None) -> User:
+        """Who asks: the one named, else the session's owner, else the first admin; somebody who
+        may send there."""
         people = User.objects.filter(is_active=True)
-        if email is None:
-            user = people.filter(is_superuser=True).order_by("date_joined").first()
-        else:
+        if email is not None:
             user = people.filter(email=email.strip().lower()).first()
-        if user is None or role_in(user, workspace) is None:
+        elif chat is not None:
+            user = people.filter(pk=chat.owner_id).first()
+        else:
+            user = people.filter(is_superuser=True).order_by("date_joined").first()
+        role = role_in(user, workspace) if user else None
+        if user is None or role is None:
             raise CommandError("There is no such person in this workspace.")
+        if chat is not None and chat.owner_id != user.pk and not chat.shared:
+            raise CommandError(_NO_SESSION)
+        if not Access(workspace, user, role).has(Role.MEMBER):
+            raise CommandError(f"{user.email} may only read in this workspace.")
         return user
 
-    def _chat(self, options: dict[str, Any], workspace: Workspace, user: User) -> ChatSession:
-        if options["session"]:
-            chat = ChatSession.objects.filter(pk=options["session"], workspace=workspace).first()
-            if chat is None:
-                raise CommandError("There is no such session in this workspace.")
-            return chat
-        connection = None
-        if options["connection"]:
-            connection = (
-                Connection.objects.visible_to(workspace).filter(slug=options["connection"]).first()
-            )
-            if connection is None:
-                raise CommandError(
-                    f"There is no connection {options['connection']!r} in this workspace."
-                )
-        with transaction.atomic():
-            chat = ChatSession.objects.create(workspace=workspace, owner=user)
-            audit.record(user, "session.create", chat, workspace_id=workspace.pk)
-        if connection is not None:
-            try:
-                turns.choose_connection(chat.pk, user, connection)
-            except turns.Refused as refusal:
-                raise CommandError(refusal.sentence) from None
+    def _named_chat(self, session: uuid.UUID | None, workspace: Workspace) -> ChatSession | None:
+        if session is None:
+            return None
+        chat = ChatSession.objects.filter(pk=session, workspace=workspace).first()
+        if chat is None:
+            raise CommandError(_NO_SESSION)
         return chat
+
+    def _named_connection(self, slug: str | None, workspace: Workspace) -> Connection | None:
+        if not slug:
+            return None
+        found = Connection.objects.visible_to(workspace).filter(slug=slug).first()
+        if found is None:
+            raise CommandError(f"There is no connection {slug!r} in this workspace.")
+        return found
+
+    def _new_chat(self, workspace: Workspace, user: User) -> ChatSession:
+        chat = ChatSession.objects.create(workspace=workspace, owner=user)
+        audit.record(user, "session.create", chat, workspace_id=workspace.pk, label=str(chat.pk))
+        return chat
+
+    def _choose(self, chat: ChatSession, user: User, connection: Connection | None) -> None:
+        """The lock holds here too: another connection than the session's is refused, never
+        left aside."""
+        if connection is not None and not (chat.is_locked and chat.connection_id == connection.pk):
+            turns.choose_connection(chat.pk, user, connection)
