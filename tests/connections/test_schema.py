@@ -626,7 +626,7 @@ def test_a_file_imported_again_changes_nothing():
     entries += [compat(slug=None, name="No slug"), {**SIX_TYPES[0], "slug": "six"}]
     there = [connection_of(row) for row in planned(*entries).rows]
     assert {r.result for r in planned(*entries, there=there).rows} == {Result.SAME}
-    exported = schema.export(there)["llmConnections"]
+    exported = schema.export(there).document["llmConnections"]
     assert {r.result for r in planned(*exported, there=there).rows} == {Result.SAME}
 
 
@@ -651,15 +651,27 @@ def test_a_changed_connection_says_which_fields_change():
     [row] = planned(compat(name="Two", midStreamBehavior="queue"), there=[there]).rows
     assert row.result == Result.CHANGED
     assert row.existing is there
-    assert row.changes == ("name", "mid_stream_behavior")
+    assert row.changes == (
+        schema.Change("name", "One", "Two"),
+        schema.Change("midStreamBehavior", None, "queue"),
+    )
 
 
 def test_a_changed_address_asks_for_the_secret_again():
     there = connection_of(schema.read(file_of(compat())).items[0])
-    [row] = planned(compat(baseUrl="https://other.example.com/v1"), there=[there]).rows
-    assert any("enter it again" in note for note in row.notes)
-    [row] = planned(compat(baseUrl="https://api.example.com/v2"), there=[there]).rows
-    assert row.notes == ()
+    stored = {there.pk: {"auth": there.binding}}
+
+    def row_of(**entry):
+        document = schema.read(file_of(compat(**entry)))
+        return schema.plan(document, connections=[there], stored=stored).rows[0]
+
+    moved = row_of(baseUrl="https://other.example.com/v1")
+    assert (moved.needs_secret, moved.loses_secret) == (True, True)
+    assert any("enter it again" in note for note in moved.notes)
+    kept = row_of(baseUrl="https://api.example.com/v2")
+    assert (kept.needs_secret, kept.loses_secret, kept.notes) == (False, False, ())
+    stored.clear()
+    assert any("needs its secret" in note for note in row_of(name="Two").notes)
 
 
 def test_what_the_reference_loses_stays_here():
@@ -667,7 +679,7 @@ def test_what_the_reference_loses_stays_here():
     there = connection_of(schema.read(file_of(entry)).items[0], note="ours", enabled=False)
     there.gcp_region = "us-central1"
     [row] = planned({**entry, "name": "Two"}, there=[there]).rows
-    assert row.changes == ("name",)
+    assert row.changes == (schema.Change("name", "One", "Two"),)
     assert (row.values["note"], row.values["enabled"]) == ("ours", False)
 
 
@@ -714,7 +726,8 @@ def test_the_defaults_are_planned_with_their_reasons():
         ("Twin", Result.CHANGED, False),
         ("Twin", Result.REFUSED, True),
         ("twin", Result.REFUSED, True),
-        ("Nowhere", Result.REFUSED, True),
+        ("Nowhere", Result.NEW, False),
+        ("Quiet", Result.NEW, False),
     ]
 
 
@@ -734,7 +747,7 @@ def test_a_workspace_s_own_file_is_read_too():
 def test_the_export_names_the_defaults_and_the_workspaces():
     there = connection_of(schema.read(file_of(compat())).items[0], is_default=True)
     support, quiet = Workspace(name="Support", slug="support"), Workspace(name="Q", slug="q")
-    out = schema.export([there], [(support, "one"), (quiet, "")])
+    out = schema.export([there], [(support, "one"), (quiet, "")]).document
     assert out["defaultLlmConnection"] == "one"
     assert [w["defaults"] for w in out["workspaces"]] == [{"defaultLlmConnection": "one"}, {}]
     assert schema.read(json.dumps(out).encode()).default == "one"

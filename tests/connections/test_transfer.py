@@ -44,7 +44,8 @@ def support():
 
 
 def bring_in(*entries, dry_run=False, **more) -> schema.Plan:
-    return import_document("command", schema.read(file_of(*entries, **more)), dry_run=dry_run)
+    document = schema.read(file_of(*entries, **more))
+    return import_document("command", document, dry_run=dry_run).plan
 
 
 def run(command, *arguments):
