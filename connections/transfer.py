@@ -13,6 +13,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from connections import actions, schema
+from connections.choices import AccessMode
 from connections.models import Connection, Secret, WorkspaceConnection
 from connections.schema import DefaultRow, Document, Exported, Generation, Plan, Result, Row
 from workspaces import egress
@@ -35,13 +36,26 @@ class NotAsShown(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Imported:
-    """What was done, or would be; the row of the audit that says so (unsaved after a dry run)."""
+    """What was done, or would be, and the row of the audit that says so: rolled back after a dry
+    run, None when nothing was done."""
 
     plan: Plan
-    event: AuditEvent
+    event: AuditEvent | None
+
+    @property
+    def is_refused(self) -> bool:
+        """Nothing was taken, and something wasn't because it is refused."""
+        items = (*self.plan.rows, *self.plan.defaults)
+        return self.event is None and any(item.result == Result.REFUSED for item in items)
 
 
 # -- in --------------------------------------------------------------------------------------------
+
+
+def preview_document(document: Document) -> Plan:
+    """What an import of everything would do, workspaces made too. Five queries, no lock: a person
+    looks at it for a while, and what is taken of it is held against what is there then."""
+    return _planned(_addresses_checked(document), Connection.objects.all())
 
 
 def import_document(
@@ -64,12 +78,7 @@ def import_document(
     """
     document = _addresses_checked(document)
     with transaction.atomic():
-        plan = schema.plan(
-            document,
-            connections=Connection.objects.select_for_update().order_by("pk"),
-            workspaces=_workspaces(),
-            stored=_stored(),
-        )
+        plan = _planned(document, Connection.objects.select_for_update().order_by("pk"))
         if taken is not None:
             plan = _only(plan, taken)
         elif not make_workspaces:
@@ -85,17 +94,37 @@ def import_document(
             refused = [r for r in (*done.rows, *done.defaults) if r.result == Result.REFUSED]
             if refused:
                 raise NotAsShown({row.key: row.reason for row in refused})
-        event = record(
-            actor,
-            "connection.import",
-            Installation(),
-            label=_("Connections"),
-            **{result.value: done.count(result) for result in Result},
-            **_details(done),
-        )
+        event = _recorded(actor, done) if _does_something(done) else None
         if dry_run:
             transaction.set_rollback(True)
     return Imported(done, event)
+
+
+def _does_something(done: Plan) -> bool:
+    items = (*done.rows, *done.defaults)
+    return any(item.result in (Result.NEW, Result.CHANGED) for item in items)
+
+
+def _recorded(actor: actions.Actor, done: Plan) -> AuditEvent:
+    return record(
+        actor,
+        "connection.import",
+        Installation(),
+        label=_("Connections"),
+        **{result.value: done.count(result) for result in Result},
+        **_details(done),
+    )
+
+
+def _planned(document: Document, connections: Iterable[Connection]) -> Plan:
+    chosen = WorkspaceConnection.objects.filter(connection__access=AccessMode.CHOSEN)
+    return schema.plan(
+        document,
+        connections=connections,
+        workspaces=_workspaces(),
+        stored=_stored(),
+        granted=set(chosen.values_list("workspace_id", "connection_id")),
+    )
 
 
 def _details(done: Plan) -> dict[str, Any]:

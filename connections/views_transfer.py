@@ -85,7 +85,7 @@ def _show(
     problems: Mapping[str, str] | None = None,
     status: int = 200,
 ) -> HttpResponse:
-    plan = transfer.import_document(admin, document, dry_run=True, make_workspaces=True).plan
+    plan = transfer.preview_document(document)
     stamps = {item.key: item.stamp for item in (*plan.rows, *plan.defaults)}
     draft = {"document": schema.carry(document), "stamps": stamps}
     context = _import_context(
@@ -130,6 +130,7 @@ def _apply(request: HttpRequest, admin: User) -> HttpResponse:
         return _show(request, admin, document, ticked=keys, problems=error.problems, status=409)
     if request.POST.get("validate") == "on":
         tasks.request_validation(_to_validate(done.plan), admin, "import")
+    assert done.event is not None  # something was taken, and all of it was done
     return SeeOther(reverse("connections:import_result", args=[done.event.pk]))
 
 

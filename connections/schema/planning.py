@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
-from connections.choices import AuthType
+from connections.choices import AccessMode, AuthType
 from connections.models import Connection, Secret
 from connections.schema.document import (
     PLAIN_FIELDS,
@@ -43,6 +45,7 @@ _KEPT_WHEN_ABSENT = (
     "enabled",
     "note",
 )
+_NO_ACCESS = gettext_lazy("This workspace has no access to the connection.")
 # The secrets that are stored, by connection: purpose and what each was entered for.
 Stored = Mapping[uuid.UUID, Mapping[str, str]]
 
@@ -53,26 +56,37 @@ def plan(
     connections: Iterable[Connection],
     workspaces: Iterable[tuple[Workspace, str]] = (),
     stored: Stored | None = None,
+    granted: Collection[tuple[uuid.UUID, uuid.UUID]] = (),
 ) -> Plan:
     """What an import would do. `connections` is every one there is, tombstones too; `workspaces`
-    each with the slug of its default ("" for none)."""
+    each with the slug of its default ("" for none); `granted` the workspaces that a connection is
+    open to, (workspace, connection), where it isn't open to all."""
     everything = {c.slug: c for c in connections}
+    named = collections.Counter(i.slug for i in document.items if i.slug and not i.refused)
     taken: set[str] = set()
     rows = []
     for item in document.items:
-        row = _row(item, everything, taken, stored or {})
+        if named[item.slug] > 1:
+            item = dataclasses.replace(item, refused=_twice())  # which of them is meant?
+        row = _row(item, everything, taken, stored or {}, named.keys())
         if row.result != Result.REFUSED:
             taken.add(row.slug)
         rows.append(row)
     reasons = {row.slug for row in rows if row.slug and row.result == Result.REFUSED}
 
-    def fault(slug: str) -> str:
-        """Why a connection can't be a default; "" when it can."""
-        if slug in taken or (slug in everything and everything[slug].deleted_at is None):
+    def fault(slug: str, space: Workspace | None = None) -> str:
+        """Why a connection can't be a default, of a workspace or of all; "" when it can."""
+        there = everything.get(slug)
+        if there is not None and there.deleted_at is None:
+            return "" if space is None or open_to(space, there) else str(_NO_ACCESS)
+        if slug in taken:
             return ""
         if slug in reasons:
             return _("The connection “%(slug)s” was refused.") % {"slug": shown(slug)}
         return _("There is no connection “%(slug)s”.") % {"slug": shown(slug)}
+
+    def open_to(space: Workspace, there: Connection) -> bool:
+        return there.access == AccessMode.ALL or (space.pk, there.pk) in granted
 
     default = None
     if document.default:
@@ -92,15 +106,25 @@ def plan(
 # -- connections -----------------------------------------------------------------------------------
 
 
-def _row(item: Item, everything: Mapping[str, Connection], taken: set[str], stored: Stored) -> Row:
+def _twice() -> str:
+    return _("More than one connection of this file has this slug. Keep one of them.")
+
+
+def _row(
+    item: Item,
+    everything: Mapping[str, Connection],
+    taken: set[str],
+    stored: Stored,
+    named: Collection[str],
+) -> Row:
+    """`taken`: the slugs of the file's connections before it; `named`: all that the file names."""
+
     def refused(reason: str) -> Row:
         return Row(item.number, item.slug, item.name, Result.REFUSED, reason, item.notes)
 
     if item.refused:
         return refused(item.refused)
-    slug = item.slug or _slug_for(item.name, everything, taken)
-    if slug in taken:
-        return refused(_("Another connection of this file has the same slug; that one is taken."))
+    slug = item.slug or _slug_for(item.name, everything, {*taken, *named})
     existing = everything.get(slug)
     if existing is not None and existing.deleted_at is not None:
         return refused(
@@ -219,7 +243,7 @@ def _default_result(reason: str, same: bool) -> Result:
 
 
 def _spaces(
-    document: Document, workspaces: list[tuple[Workspace, str]], fault: Callable[[str], str]
+    document: Document, workspaces: list[tuple[Workspace, str]], fault: Callable[..., str]
 ) -> Iterator[DefaultRow]:
     """The workspaces of the file that name a default, and those that aren't here. Each of ours is
     taken once: of two entries for one, the first counts."""
@@ -241,14 +265,14 @@ def _spaces(
                 yield DefaultRow(label, default, None, Result.REFUSED, reason, number=number)
             continue
         seen.add(key)
-        reason = fault(entry.default) if entry.default else ""
+        space, now = matches[0] if matches else (Workspace(name=label), "")
+        reason = fault(entry.default, space) if entry.default else ""
         if not matches:
             slug = entry.slug if is_slug(entry.slug) else ""
             default = "" if reason else default
             row = DefaultRow(label, default, None, Result.NEW, reason)
             yield dataclasses.replace(row, number=number, space_slug=slug)
         elif entry.default:
-            space, now = matches[0]
             result = _default_result(reason, now == entry.default)
             yield DefaultRow(space.name, default, space, result, reason, now, number)
 

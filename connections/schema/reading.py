@@ -28,6 +28,7 @@ from connections.schema.generations import fields_of, moment
 from connections.schema.redaction import has_secret_form, shown, without_secrets
 from connections.schema.writing import export_connection
 from connections.validation import clean_connection, is_plain_json
+from workspaces.slugs import is_slug
 
 MAX_ENTRY_CHARACTERS = 500_000
 _MAX_DIGITS = 19
@@ -70,7 +71,7 @@ def read(data: bytes) -> Document:
         raise BadFile(_("“defaultLlmConnection” must be the slug of a connection."))
     return Document(
         items=tuple(_item(number, entry) for number, entry in enumerate(entries or (), 1)),
-        default="" if own_workspace else (default or "").strip(),
+        default="" if own_workspace else _slug_given(default or ""),
         workspaces=tuple(_workspace(entry) for entry in spaces or ()),
     )
 
@@ -133,7 +134,16 @@ def _workspace(entry: Any) -> FileWorkspace:
     default = next(
         (slug for p in places if isinstance(slug := p.get("defaultLlmConnection"), str)), ""
     )
-    return FileWorkspace(shown(entry.get("name")), shown(entry.get("slug")), default.strip())
+    return FileWorkspace(shown(entry.get("name")), shown(entry.get("slug")), _slug_given(default))
+
+
+def _slug_given(text: str) -> str:
+    """A slug that points at a connection, or what can be shown of a text that can't be one."""
+    text = text.strip()
+    if is_slug(text) and not has_secret_form(text):
+        return text
+    kept = shown(text)
+    return f"{kept}…" if is_slug(kept) or (text and not kept) else kept
 
 
 # -- one connection --------------------------------------------------------------------------------

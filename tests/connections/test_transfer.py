@@ -12,7 +12,7 @@ from connections import actions, schema
 from connections.models import Connection, Secret, WorkspaceConnection
 from connections.schema import Result
 from connections.transfer import import_document
-from tests.connections.test_schema import BROKEN, REFERENCE, SIX_TYPES, compat, file_of
+from tests.connections.test_schema import REFERENCE, SIX_TYPES, compat, file_of
 from workspaces import egress
 from workspaces.models import AuditEvent, Workspace
 
@@ -100,17 +100,6 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(tmp_path, support):
     assert state() == before
     wet, _err = run("import_connections", str(path))
     assert dry.replace(" Nothing was changed: this was a dry run.", "") == wet
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_changes_nothing(tmp_path, name):
-    bring_in(compat())
-    path = tmp_path / "config.json"
-    path.write_bytes(BROKEN[name])
-    before = state()
-    with pytest.raises(CommandError, match="Nothing was changed"):
-        run("import_connections", str(path))
-    assert state() == before
 
 
 def test_a_missing_file_is_one_line():

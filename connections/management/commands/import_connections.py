@@ -34,12 +34,13 @@ class Command(BaseCommand):
             document = schema.read(_bytes(options["file"]))
         except schema.BadFile as error:
             raise CommandError(f"{error} Nothing was changed.") from None
-        plan = import_document(
+        done = import_document(
             "command",
             document,
             dry_run=options["dry_run"],
             make_workspaces=options["make_workspaces"],
-        ).plan
+        )
+        plan = done.plan
         for row in plan.rows:
             self._connection(row)
         for default in plan.defaults:
@@ -47,6 +48,8 @@ class Command(BaseCommand):
         counts = ", ".join(f"{plan.count(r)} {str(r.label).lower()}" for r in Result)
         dry = " Nothing was changed: this was a dry run." if options["dry_run"] else ""
         self.stdout.write(f"{counts}.{dry}")
+        if done.is_refused:
+            raise CommandError("Nothing of the file can be taken. Nothing was changed.")
 
     def _connection(self, row: Row) -> None:
         name = row.slug or f"entry {row.number}"
