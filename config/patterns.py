@@ -64,6 +64,17 @@ def samples(side: str) -> dict[str, Any]:
             {"label": "Models", "outcome": "running"},
             {"label": "Answer", "outcome": "not_tested", "sentence": "Not tested"},
         ],
+        "differences": [
+            {"field": "name", "old": "Gateway", "new": "Team gateway"},
+            {
+                "field": "baseUrl",
+                "old": "https://old-gateway.example.com/v1",
+                "new": "https://gateway.example.org/v1",
+            },
+            {"field": "midStreamBehavior", "old": "", "new": "queue"},
+            {"field": "note", "old": "Ask Dora for the key.", "new": ""},
+            {"field": "authType", "old": "api_key", "new": "bearer_token", "kept_only": True},
+        ],
         "bars": [
             {
                 "tone": "danger" if n in (9, 10) else "warning" if n == 21 else "success",

@@ -1,13 +1,15 @@
 from django.urls import path
 
-from connections import views
+from connections import views, views_transfer
 
 app_name = "connections"
 urlpatterns = [
     path("", views.connection_list, name="list"),
     path("new/", views.connection_create, name="create"),
     path("validate/", views.connection_validate_many, name="validate_many"),
-    path("export/", views.connection_export, name="export"),
+    path("import/", views_transfer.connection_import, name="import"),
+    path("import/<uuid:event>/", views_transfer.import_result, name="import_result"),
+    path("export/", views_transfer.connection_export, name="export"),
     path("<str:slug>/", views.connection_detail, name="detail"),
     path("<str:slug>/row/", views.connection_row, name="row"),
     path("<str:slug>/edit/", views.connection_edit, name="edit"),

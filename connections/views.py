@@ -3,7 +3,6 @@ AI settings. Each view's first line gets its object through a permission check."
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
@@ -22,7 +21,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, registry, tasks, transfer, validation
+from connections import actions, display, registry, tasks, validation
 from connections.capabilities import usable_models
 from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
@@ -66,21 +65,6 @@ def connection_list(request: HttpRequest) -> HttpResponse:
     page = _page(request.GET.get("page"))
     presets = None if page.paginator.count else PRESETS.values()
     return render(request, "connections/list.html", _list_context(page) | {"presets": presets})
-
-
-@require_http_methods(["GET", "HEAD", "POST"])
-def connection_export(request: HttpRequest) -> HttpResponse:
-    """What a file of all connections holds; a POST gives the file, since taking one is audited."""
-    admin = need_instance_admin(request)
-    if request.method != "POST":
-        count = Connection.objects.living().count()
-        return render(
-            request, "connections/export.html", {"count": count, "crumbs": _crumbs(_("Export"))}
-        )
-    text = json.dumps(transfer.export_document(admin), indent=2, ensure_ascii=False)
-    response = HttpResponse(text, content_type="application/json")
-    response.headers["Content-Disposition"] = 'attachment; filename="patchbay-connections.json"'
-    return response
 
 
 @require_safe
@@ -130,7 +114,7 @@ def connection_create(request: HttpRequest) -> HttpResponse:
     need_instance_admin(request)
     url = reverse("connections:create")
     preset = PRESETS.get(request.GET.get("preset", ""))
-    context = {"presets": PRESETS.values(), "preset": preset, "crumbs": _crumbs(_("Add"))}
+    context = {"presets": PRESETS.values(), "preset": preset, "crumbs": connection_crumbs(_("Add"))}
     return _form_page(request, url, context, initial=preset.initial if preset else None)
 
 
@@ -139,7 +123,7 @@ def connection_create(request: HttpRequest) -> HttpResponse:
 def connection_edit(request: HttpRequest, slug: str) -> HttpResponse:
     connection = _connection(request, slug, "workspace_rows__workspace")
     url = reverse("connections:edit", args=[slug])
-    context = {"crumbs": _crumbs(connection, _("Edit")), "connection": connection}
+    context = {"crumbs": connection_crumbs(connection, _("Edit")), "connection": connection}
     return _form_page(request, url, context, connection=connection)
 
 
@@ -183,7 +167,7 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
     if request.htmx and request.htmx.target == "health":
         return render(request, "connections/detail.html#health", context)
     context |= {
-        "crumbs": _crumbs(connection),
+        "crumbs": connection_crumbs(connection),
         "facts": display.facts(connection),
         **_models(connection),
         "mid_stream_choices": display.MID_STREAM_CHOICES,
@@ -298,7 +282,7 @@ def connection_confirm_delete(request: HttpRequest, slug: str) -> HttpResponse:
     context = {
         "connection": connection,
         "effects": effects,
-        "crumbs": _crumbs(connection, _("Delete")),
+        "crumbs": connection_crumbs(connection, _("Delete")),
     }
     part = "#dialog" if request.htmx else ""
     return render(request, f"connections/confirm_delete.html{part}", context)
@@ -436,7 +420,7 @@ def _with_toasts(request: HttpRequest, template: str, context: dict[str, Any]) -
     return HttpResponse(body + render_to_string("components/toasts.html", toasts, request))
 
 
-def _crumbs(*places: Any) -> list[dict[str, str]]:
+def connection_crumbs(*places: Any) -> list[dict[str, str]]:
     crumbs = [{"label": _("Connections"), "url": reverse("connections:list")}]
     for place in places:
         url = resolve_url(place) if isinstance(place, Connection) else ""

@@ -28,6 +28,7 @@ FIELDS = [
     *("text", "client_key", "images", "queued", "connection", "model", "title", "shared", "since"),
     *("before", "page", "_refresh", "login", "password", "oldpassword", "password1", "password2"),
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces"),
+    *("file", "draft", "take", "validate", "generation", "which"),
 ]
 DEEP = "[" * 100_000
 VALUES = [

@@ -189,6 +189,13 @@ def routes(world: World) -> dict[str, Route]:
             # -- connections
             one("connections:list", GET, Try("instance admin")),
             one("connections:create", FORM, Try("instance admin", post=(422,))),
+            one("connections:import", FORM, Try("instance admin", post=(422,))),
+            one(
+                "connections:import_result",
+                GET,
+                Try("instance admin", args=(world.imported.pk,)),
+                Try("instance admin", args=(uuid.uuid4(),), get=(404,)),
+            ),
             one("connections:export", FORM, Try("instance admin", post=(200,))),
             one("connections:validate_many", POST, Try("instance admin", **posted)),
             admins("detail", GET),

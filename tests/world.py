@@ -18,7 +18,7 @@ from connections.models import Connection, ProbeResult
 from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
 from tests.builders import give_access, make_connection, make_member, make_user, make_workspace
 from workspaces import audit
-from workspaces.models import Installation, Role, User, Workspace
+from workspaces.models import AuditEvent, Installation, Role, User, Workspace
 from workspaces.vault import Plain
 
 
@@ -40,6 +40,7 @@ class World:
     support: Workspace
     sales: Workspace
     connection: Connection
+    imported: AuditEvent
     people: dict[str, User | None] = field(default_factory=dict)
     private: Talk = None  # type: ignore[assignment]
     shared: Talk = None  # type: ignore[assignment]
@@ -56,7 +57,11 @@ def make_world() -> World:
     Installation.objects.create(id=1)
     connection = make_connection("local", is_default=True, supports_images=True)
     ProbeResult.objects.create(connection=connection, trigger="button")
-    world = World(support, sales, connection)
+    with transaction.atomic():
+        imported = audit.record(
+            "command", "connection.import", connection, new=1, connections={"local": "new"}
+        )
+    world = World(support, sales, connection, imported)
     give_access(support, connection)
     roles = {
         "switched off": Role.ADMIN,

@@ -118,14 +118,17 @@ def set_up(*, email: str, password: str, workspace: str) -> tuple[User, Workspac
     return user, space
 
 
-def create_workspace(actor: User, name: str) -> Workspace:
-    """A workspace with its maker as admin. Call inside `atomic()`."""
-    slug = make_slug(
-        name,
-        taken=lambda text: Workspace.objects.filter(slug=text).exists(),
-        fallback="workspace",
-    )
+def create_workspace(actor: User | str, name: str, *, slug: str = "") -> Workspace:
+    """A workspace with its maker, if that is a person, as admin. `slug` is the one wanted; without
+    it, or when it is taken, one is made of the name. Call inside `atomic()`."""
+
+    def taken(text: str) -> bool:
+        return Workspace.objects.filter(slug=text).exists()
+
+    if not slug or taken(slug):
+        slug = make_slug(name, taken=taken, fallback="workspace")
     space = Workspace.objects.create(name=name.strip(), slug=slug)
-    Membership.objects.create(workspace=space, user=actor, role=Role.ADMIN)
+    if isinstance(actor, User):
+        Membership.objects.create(workspace=space, user=actor, role=Role.ADMIN)
     audit.record(actor, "workspace.create", space, workspace_id=space.id)
     return space

@@ -33,7 +33,7 @@ FORMS = {
 }
 POSTS = [*CHANGE.values(), *FORMS.values()]
 # Pages of other modules under the same prefix, with tests of their own.
-ELSEWHERE = {"import", "export", "import_undo"}
+ELSEWHERE = {"import", "import_result", "export"}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from connections import schema
+from connections.choices import ALLOWED_AUTH, AuthType, ProviderType
 from connections.models import Connection
 from connections.schema import BadFile, Result
 from workspaces.models import Workspace
@@ -557,6 +558,80 @@ BROKEN = {
     "2,000 workspaces": file_of(workspaces=[{} for _ in range(2000)]),
     "control character": b'{"llmConnections": [], "x": "\x01"}',
     "half an escape": b'{"llmConnections": [], "x": "\\u12"}',
+    "a lone quote": b'"',
+    "a broken surrogate in utf-8": b'{"llmConnections": [], "x": "\xed\xa0\x80"}',
+    "utf-16 with a mark": b"\xff\xfe" + GOOD.decode().encode("utf-16-le"),
+    "utf-32": GOOD.decode().encode("utf-32"),
+    "a mark only": b"\xef\xbb\xbf",
+    "NUL": b'{"llmConnections": []}\x00',
+    "only NULs": b"\x00" * 5_000,
+    "an array for the object": b'[{"llmConnections": []}]',
+    "workspace as null": b'{"llmConnections": [], "workspaces": [null]}',
+    "10 MB of connections": b'{"llmConnections": [' + b'{"slug":"a"},' * 800_000 + b"{}]}",
+    "10 MB of digits": b'{"llmConnections": ' + b"9" * 10_000_000 + b"}",
+    "yaml": b"llmConnections:\n  - slug: one\n",
+    "a number in exponent form": b'{"llmConnections": [], "x": -1E+4000}',
+}
+# Files in which nothing can be taken: each connection is refused with a reason.
+_PLAIN = {"slug": "one", "name": "One", "providerType": "anthropic", "authType": "api_key"}
+REFUSED = {
+    "duplicate slugs": file_of(compat(), compat(name="Other")),
+    "duplicate slugs in other words": file_of(_PLAIN, {"slug": " one ", **compat(slug="one ")}),
+    "connections as arrays": file_of([], ["slug", "one"], [{}]),
+    "connections as texts and nulls": file_of("one", None, 5, True),
+    "empty connections": file_of({}, {"x": 1}),
+    "a bad pair": file_of({**_PLAIN, "authType": "iam_credentials"}),
+    "every pair that isn't one": file_of(
+        *[
+            {
+                **compat(slug=f"c-{p.value}-{a.value}".replace("_", "-")),
+                "providerType": p.value,
+                "authType": a.value,
+                "awsRegion": "us-east-1",
+            }
+            for p in ProviderType
+            for a in AuthType
+            if a not in ALLOWED_AUTH[p] and p != ProviderType.ANTHROPIC
+        ]
+    ),
+    "a pair of numbers": file_of({**_PLAIN, "providerType": 1, "authType": 2}),
+    "a pair of lists": file_of({**_PLAIN, "providerType": [], "authType": {}}),
+    "copilot": file_of({**_PLAIN, "providerType": "copilot", "authType": "oauth"}),
+    "an unknown provider": file_of({**_PLAIN, "providerType": "<script>alert(1)</script>"}),
+    "an unknown pi provider": file_of(
+        {**_PLAIN, "providerType": "pi", "piAuthProvider": "\x1b[31mred", "authType": "api_key"}
+    ),
+    "a slug of dots": file_of({**_PLAIN, "slug": "../../etc/passwd"}),
+    "a slug with a line end": file_of({**_PLAIN, "slug": "one\ntwo"}),
+    "a slug as a number": file_of({**_PLAIN, "slug": 5}),
+    "a reserved slug": file_of({**_PLAIN, "slug": "import"}),
+    "a slug of 300": file_of({**_PLAIN, "slug": "a" * 300}),
+    "a name with NUL": file_of({**_PLAIN, "name": "a\x00b"}),
+    "a name with half a pair": file_of({**_PLAIN, "name": "a\ud800b"}),
+    "a name with a line end": file_of({**_PLAIN, "name": "One\r\nTwo: x"}),
+    "a name with an escape": file_of({**_PLAIN, "name": "\x1b]0;title\x07"}),
+    "a name of 300": file_of({**_PLAIN, "name": "n" * 300}),
+    "a name as a list": file_of({**_PLAIN, "name": ["One"]}),
+    "a name that is a key": file_of({**_PLAIN, "name": "sk-ant-0123456789abcdef0123"}),
+    "half a pair in a key": file_of({**_PLAIN, "x\ud800": 1}),
+    "deep": b'{"llmConnections": [{"slug": "one", "x": ' + b"[" * 400 + b"]" * 400 + b"}]}",
+    "models as a number": file_of(compat(models=5)),
+    "models as nulls": file_of(compat(models=[None])),
+    "a window below nothing": file_of(compat(models=[{"id": "m", "contextWindow": -5}])),
+    "another default model": file_of(compat(defaultModel="not-there")),
+    "an address of a file": file_of(compat(baseUrl="file:///etc/passwd")),
+    "an address with a password": file_of(compat(baseUrl="https://u:p@h.example/v1")),
+    "an address as an object": file_of(compat(baseUrl={"host": "h"})),
+    "the metadata address": file_of(compat(baseUrl="http://169.254.169.254/v1")),
+    "a program": file_of({**_PLAIN, "command": "/bin/sh", "args": ["-c", "id"]}),
+    "a profile": file_of({**_PLAIN, "awsProfile": "root"}),
+    "an endpoint as a text": file_of(compat(customEndpoint="openai-completions")),
+    "a wire nobody speaks": file_of(compat(customEndpoint={"api": "telnet"})),
+    "enabled as an object": file_of({**_PLAIN, "enabled": {"x": 1}}),
+    "a default that isn't there": file_of(defaultLlmConnection="\u202eevil"),
+    "a workspace's default that isn't there": file_of(
+        workspaces=[{"name": "Support", "defaults": {"defaultLlmConnection": "nowhere"}}]
+    ),
 }
 
 
@@ -626,7 +701,7 @@ def test_a_file_imported_again_changes_nothing():
     entries += [compat(slug=None, name="No slug"), {**SIX_TYPES[0], "slug": "six"}]
     there = [connection_of(row) for row in planned(*entries).rows]
     assert {r.result for r in planned(*entries, there=there).rows} == {Result.SAME}
-    exported = schema.export(there)["llmConnections"]
+    exported = schema.export(there).document["llmConnections"]
     assert {r.result for r in planned(*exported, there=there).rows} == {Result.SAME}
 
 
@@ -651,15 +726,27 @@ def test_a_changed_connection_says_which_fields_change():
     [row] = planned(compat(name="Two", midStreamBehavior="queue"), there=[there]).rows
     assert row.result == Result.CHANGED
     assert row.existing is there
-    assert row.changes == ("name", "mid_stream_behavior")
+    assert row.changes == (
+        schema.Change("name", "One", "Two"),
+        schema.Change("midStreamBehavior", None, "queue"),
+    )
 
 
 def test_a_changed_address_asks_for_the_secret_again():
     there = connection_of(schema.read(file_of(compat())).items[0])
-    [row] = planned(compat(baseUrl="https://other.example.com/v1"), there=[there]).rows
-    assert any("enter it again" in note for note in row.notes)
-    [row] = planned(compat(baseUrl="https://api.example.com/v2"), there=[there]).rows
-    assert row.notes == ()
+    stored = {there.pk: {"auth": there.binding}}
+
+    def row_of(**entry):
+        document = schema.read(file_of(compat(**entry)))
+        return schema.plan(document, connections=[there], stored=stored).rows[0]
+
+    moved = row_of(baseUrl="https://other.example.com/v1")
+    assert (moved.needs_secret, moved.loses_secret) == (True, True)
+    assert any("enter it again" in note for note in moved.notes)
+    kept = row_of(baseUrl="https://api.example.com/v2")
+    assert (kept.needs_secret, kept.loses_secret, kept.notes) == (False, False, ())
+    stored.clear()
+    assert any("needs its secret" in note for note in row_of(name="Two").notes)
 
 
 def test_what_the_reference_loses_stays_here():
@@ -667,14 +754,19 @@ def test_what_the_reference_loses_stays_here():
     there = connection_of(schema.read(file_of(entry)).items[0], note="ours", enabled=False)
     there.gcp_region = "us-central1"
     [row] = planned({**entry, "name": "Two"}, there=[there]).rows
-    assert row.changes == ("name",)
+    assert row.changes == (schema.Change("name", "One", "Two"),)
     assert (row.values["note"], row.values["enabled"]) == ("ours", False)
 
 
-def test_the_second_of_two_equal_slugs_is_refused():
-    first, second = planned(compat(), compat(name="Other")).rows
-    assert (first.result, second.result) == (Result.NEW, Result.REFUSED)
-    assert "same slug" in second.reason
+def test_of_two_equal_slugs_neither_is_taken():
+    rows = planned(compat(), compat(name="Other"), compat(slug="two")).rows
+    assert [row.result for row in rows] == [Result.REFUSED, Result.REFUSED, Result.NEW]
+    assert "this slug" in rows[0].reason
+
+
+def test_a_made_slug_takes_none_that_the_file_names_later():
+    made, named = planned(compat(slug=None, name="Two"), compat(slug="two")).rows
+    assert (made.slug, named.slug) == ("two-2", "two")
 
 
 def test_a_tombstone_s_slug_is_refused_when_named_and_passed_over_when_made():
@@ -714,7 +806,8 @@ def test_the_defaults_are_planned_with_their_reasons():
         ("Twin", Result.CHANGED, False),
         ("Twin", Result.REFUSED, True),
         ("twin", Result.REFUSED, True),
-        ("Nowhere", Result.REFUSED, True),
+        ("Nowhere", Result.NEW, False),
+        ("Quiet", Result.NEW, False),
     ]
 
 
@@ -734,7 +827,7 @@ def test_a_workspace_s_own_file_is_read_too():
 def test_the_export_names_the_defaults_and_the_workspaces():
     there = connection_of(schema.read(file_of(compat())).items[0], is_default=True)
     support, quiet = Workspace(name="Support", slug="support"), Workspace(name="Q", slug="q")
-    out = schema.export([there], [(support, "one"), (quiet, "")])
+    out = schema.export([there], [(support, "one"), (quiet, "")]).document
     assert out["defaultLlmConnection"] == "one"
     assert [w["defaults"] for w in out["workspaces"]] == [{"defaultLlmConnection": "one"}, {}]
     assert schema.read(json.dumps(out).encode()).default == "one"
