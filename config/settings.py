@@ -135,6 +135,26 @@ ENVIRONMENT_AUTH = env.chosen(
     "PATCHBAY_ENVIRONMENT_AUTH", among=("anthropic", "openai", "bedrock", "vertex")
 )
 
+# Signing in to a provider (auth type oauth), off while the client id is empty. Nothing of it is
+# shipped: whose client an installation may be is between its operator and the provider.
+OAUTH = {
+    "anthropic": {
+        "client_id": env.string("PATCHBAY_OAUTH_ANTHROPIC_CLIENT_ID") or "",
+        "authorize_url": env.address(
+            "PATCHBAY_OAUTH_ANTHROPIC_AUTHORIZE_URL", "https://claude.ai/oauth/authorize?code=true"
+        ),
+        "token_url": env.address(
+            "PATCHBAY_OAUTH_ANTHROPIC_TOKEN_URL", "https://console.anthropic.com/v1/oauth/token"
+        ),
+        "redirect_uri": env.address(
+            "PATCHBAY_OAUTH_ANTHROPIC_REDIRECT_URI",
+            "https://console.anthropic.com/oauth/code/callback",
+        ),
+        "scopes": env.string("PATCHBAY_OAUTH_ANTHROPIC_SCOPES") or "user:profile user:inference",
+        "json_body": env.boolean("PATCHBAY_OAUTH_ANTHROPIC_JSON", True),
+    },
+}
+
 # -- turns -----------------------------------------------------------------------------------------
 TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)
 PROBES_PER_WORKER = 50

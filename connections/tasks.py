@@ -30,7 +30,7 @@ from redis.exceptions import RedisError
 from connections.actions import Actor, purge_tombstones
 from connections.choices import Rung, Status
 from connections.ladder import RungResult, Verdict, climb, subject_of, verdict
-from connections.models import Connection, ProbeResult
+from connections.models import Connection, ProbeResult, SignIn
 from connections.providers.base import ErrorKind
 from connections.sentences import Reason
 from workspaces.audit import record
@@ -44,6 +44,7 @@ ASKED_FOR = dt.timedelta(seconds=90)  # "Checking…" without a worker
 RUNNING_FOR = dt.timedelta(seconds=120)  # longer than the longest climb
 CHECK_EVERY = dt.timedelta(hours=6)
 HISTORY = dt.timedelta(days=90)
+SIGN_INS_KEPT = dt.timedelta(days=1)  # after they ended: a late paste is told why
 MOST_DUE = 500  # connections taken by one sweep
 USED_EVERY = dt.timedelta(minutes=1)  # how often a busy connection's row is written
 
@@ -60,6 +61,8 @@ _PASSING = frozenset(
         Reason.DNS,
         Reason.INTERNAL,
         Reason.INCOMPLETE,
+        Reason.NOT_SIGNED_IN,
+        Reason.OAUTH_OFF,
         Reason.SEALED,
         Reason.NOT_AVAILABLE,
         Reason.ENVIRONMENT_OFF,
@@ -135,8 +138,10 @@ def validate_due() -> None:
 
 @shared_task
 def prune() -> None:
-    """Drops probes older than the history, and tombstones that nothing needs."""
-    ProbeResult.objects.filter(started_at__lt=timezone.now() - HISTORY).delete()
+    """Drops old probes, attempts to sign in long over, and tombstones that nothing needs."""
+    now = timezone.now()
+    ProbeResult.objects.filter(started_at__lt=now - HISTORY).delete()
+    SignIn.objects.filter(expires_at__lt=now - SIGN_INS_KEPT).delete()
     purge_tombstones()
 
 
@@ -271,7 +276,7 @@ def record_turn_outcome(
         rows.filter(stale | ~Q(health=Status.VALID)).update(
             last_used_at=now, health=Status.VALID, health_at=now, health_error=""
         )
-    elif error_kind == ErrorKind.AUTH:
-        rows.exclude(health=Status.FAILED, health_error=ErrorKind.AUTH).update(
-            health=Status.FAILED, health_at=now, health_error=ErrorKind.AUTH
+    elif error_kind in (ErrorKind.AUTH, ErrorKind.SIGN_IN_AGAIN):
+        rows.exclude(health=Status.FAILED, health_error=error_kind).update(
+            health=Status.FAILED, health_at=now, health_error=error_kind
         )

@@ -22,7 +22,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, registry, tasks, transfer
+from connections import actions, display, registry, sign_in, tasks, transfer
 from connections.capabilities import usable_models
 from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
@@ -175,13 +175,55 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
     context: dict[str, Any] = {"connection": connection, "health": health}
     if request.htmx and request.htmx.target == "health":
         return render(request, "connections/detail.html#health", context)
-    context |= {
-        "crumbs": _crumbs(connection),
-        "facts": display.facts(connection),
-        "models": display.models_shown(connection),
-        "mid_stream_choices": display.MID_STREAM_CHOICES,
-    }
-    return render(request, "connections/detail.html", context)
+    return _detail_page(request, connection, context)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@_answers_refusals
+def connection_sign_in(request: HttpRequest, slug: str) -> HttpResponse:
+    """A POST begins a sign-in; its page is the connection's own."""
+    connection = _connection(request, slug)
+    if request.method == "POST":
+        sign_in.begin(request.user, connection)
+    return SeeOther(f"{resolve_url(connection)}#sign-in")
+
+
+@sensitive_post_parameters("code")
+@require_POST
+@_answers_refusals
+def connection_sign_in_finish(request: HttpRequest, slug: str) -> HttpResponse:
+    """`attempt`: which one; `code`: as the provider's page showed it."""
+    connection = _connection(request, slug, "workspace_rows__workspace")
+    attempt, code = request.POST.get("attempt", ""), request.POST.get("code", "")
+    try:
+        sign_in.finish(request.user, connection, attempt_id=attempt, pasted=code)
+    except ValidationError as error:
+        if not hasattr(error, "error_dict"):
+            raise
+        context = {"health": display.Health.of(connection), "sign_in_errors": error.messages}
+        return _detail_page(request, connection, context, status=422)
+    messages.success(request, _("“%(name)s” is signed in.") % {"name": connection.name})
+    _ask_for_validation(request, [connection], "save")
+    return SeeOther(resolve_url(connection))
+
+
+@require_POST
+def connection_sign_in_cancel(request: HttpRequest, slug: str) -> HttpResponse:
+    connection = _connection(request, slug)
+    sign_in.cancel(request.user, connection)
+    return SeeOther(resolve_url(connection))
+
+
+@require_POST
+@_answers_refusals
+def connection_sign_out(request: HttpRequest, slug: str) -> HttpResponse:
+    connection = _connection(request, slug)
+    if actions.sign_out(request.user, connection):
+        said = _("“%(name)s” is signed out; its tokens are destroyed.")
+        messages.success(request, said % {"name": connection.name})
+    else:
+        messages.info(request, _("“%(name)s” was not signed in.") % {"name": connection.name})
+    return SeeOther(resolve_url(connection))
 
 
 @require_POST
@@ -360,6 +402,20 @@ def ai_models(request: HttpRequest, workspace: str, slug: str) -> HttpResponse:
 
 
 # -- the parts -------------------------------------------------------------------------------------
+
+
+def _detail_page(
+    request: HttpRequest, connection: Connection, context: dict[str, Any], *, status: int = 200
+) -> HttpResponse:
+    context |= {
+        "connection": connection,
+        "crumbs": _crumbs(connection),
+        "facts": display.facts(connection),
+        "models": display.models_shown(connection),
+        "mid_stream_choices": display.MID_STREAM_CHOICES,
+        "sign_in": display.SignInShown.of(connection, request.user),
+    }
+    return render(request, "connections/detail.html", context, status=status)
 
 
 def _connection(request: HttpRequest, slug: str, *also: str) -> Connection:

@@ -8,15 +8,16 @@ The error tree has one class; `kind` says which sentence a person reads and what
 
     ProviderError(kind, …)
     ├── another try may help   rate_limited overloaded server timeout connect tls truncated protocol
-    └── it can't               auth forbidden quota model_not_found endpoint_not_found bad_request
-                               too_large context_too_long redirect egress
+    └── it can't               auth sign_in_again forbidden quota model_not_found
+                               endpoint_not_found bad_request too_large context_too_long redirect
+                               egress
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import httpx
@@ -28,6 +29,7 @@ class ErrorKind(enum.StrEnum):
     """Every way a provider call can fail; the value is stored on turns and probe rungs."""
 
     AUTH = "auth"
+    SIGN_IN_AGAIN = "sign_in_again"  # the issuer takes the stored sign-in no more
     FORBIDDEN = "forbidden"
     QUOTA = "quota"
     RATE_LIMITED = "rate_limited"
@@ -92,6 +94,17 @@ class ProviderError(Exception):
         return self.kind in RETRYABLE
 
 
+class Fresh(Protocol):
+    """Where the tokens of a signed-in connection come from."""
+
+    async def __call__(self, *, rejected: str = "") -> Mapping[str, str]:
+        """The fields of `Target.secret`, with an access token that is valid for some minutes more
+        and isn't `rejected`, one that the provider just refused. Nothing is asked while the known
+        one will do; else one call to the issuer at most, for all who wait. Raises
+        `ProviderError`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a call goes and as whom: a connection with its secrets opened, for one call or turn.
@@ -112,6 +125,16 @@ class Target:
     region: str = ""
     project: str = ""
     codex_path: str = ""  # "" means the server's default binary
+    # for a signed-in connection; call `freshened` before the token is used
+    fresh: Fresh | None = field(default=None, repr=False, compare=False)
+
+
+async def freshened(target: Target, *, rejected: str = "") -> Target:
+    """The target with a token that can be used now; the same one where there is none to renew.
+    Raises `ProviderError`."""
+    if target.fresh is None:
+        return target
+    return replace(target, secret=await target.fresh(rejected=rejected))
 
 
 # -- requests ------------------------------------------------------------------------------------

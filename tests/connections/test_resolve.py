@@ -73,7 +73,7 @@ def test_another_workspaces_default_does_not_count(workspace):
         ({}, None, Reason.INCOMPLETE),
         ({"access": "chosen"}, "k", Reason.NO_ACCESS),
         ({"provider_type": "bedrock", "auth_type": "api_key"}, "k", Reason.NOT_AVAILABLE),
-        ({"provider_type": "anthropic", "auth_type": "oauth"}, None, Reason.NOT_AVAILABLE),
+        ({"provider_type": "anthropic", "auth_type": "oauth"}, None, Reason.OAUTH_OFF),
         ({"models": [], "default_model": ""}, "k", Reason.NO_MODEL),
     ],
 )
