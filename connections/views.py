@@ -178,13 +178,12 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
     return _detail_page(request, connection, context)
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
+@require_POST
 @_answers_refusals
 def connection_sign_in(request: HttpRequest, slug: str) -> HttpResponse:
-    """A POST begins a sign-in; its page is the connection's own."""
+    """Begins a sign-in; its page is the connection's own."""
     connection = _connection(request, slug)
-    if request.method == "POST":
-        sign_in.begin(request.user, connection)
+    sign_in.begin(request.user, connection)
     return SeeOther(f"{resolve_url(connection)}#sign-in")
 
 

@@ -71,6 +71,7 @@ class Issuer:
         self._refresh: dict[str, dict[str, Any]] = {}  # living refresh tokens: the account
         self._access: dict[str, float] = {}  # living access tokens: when they end
         self._numbers = itertools.count(1)
+        self.given: list[str] = []  # every token there ever was
 
     # -- for tests ---------------------------------------------------------------------------------
 
@@ -91,6 +92,7 @@ class Issuer:
         number = next(self._numbers)
         access = f"sk-fake-oat-{number}-{secrets.token_urlsafe(24)}"
         refresh = f"sk-fake-ort-{number}-{secrets.token_urlsafe(24)}"
+        self.given += [access, refresh]
         self._refresh[refresh] = account
         seconds = 3600.0 if self.lifetime is None else self.lifetime
         self._access[access] = time.time() + seconds
