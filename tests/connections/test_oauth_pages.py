@@ -168,7 +168,10 @@ def test_five_wrong_codes_end_the_attempt(page, fakes, claude):
     assert len(fakes.issuer.calls) == 5
 
 
-@pytest.mark.parametrize("pasted", ["", "   ", "#state", "schlüssel", "x" * 20_000])
+@pytest.mark.parametrize(
+    "pasted",
+    ["", "  ", "#state", "schlüssel", "x" * 20_000, "a\0b", "https://[", "https://x/?code="],
+)
 def test_what_is_no_code_is_not_sent(page, fakes, claude, pasted):
     _, attempt = begin(page)
     answer = paste(page, attempt, pasted)

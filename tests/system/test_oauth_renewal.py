@@ -18,27 +18,31 @@ from tests.system.harness import wait_for
 from tests.system.parts import Chat, Parts
 
 WORKERS = ("worker", "worker-2", "worker-3")
+SECRETS = ("code", "code_verifier")
 
 
-@pytest.fixture
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
-
-
-@pytest.fixture
-def parts(tmp_path: Path, static_files: None, fakes: FakeProviders) -> Iterator[Parts]:
-    """A running product with the connection `claude`, signed in through its page."""
-    running = Parts(tmp_path, fakes)
-    running.env |= fakes.oauth_env() | {"PATCHBAY_DEBUG": "1"}
-    with running:
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory, static_files: None) -> Iterator[Parts]:
+    """The running product with the connection `claude`."""
+    with FakeProviders() as fakes:
+        running = Parts(tmp_path_factory.mktemp("oauth"), fakes)
+        running.env |= fakes.oauth_env() | {"PATCHBAY_DEBUG": "1"}
         make = "from tests.builders import make_connection as make\n"
         make += "made = make('claude', provider_type='anthropic', auth_type='oauth',"
         make += f" base_url={fakes.anthropic_oauth!r}, models=['echo'], default_model='echo')\n"
-        running.manage("shell", "-v0", "-c", make)
-        sign_in(running)
-        no_probes(running)
-        yield running
+        with running:
+            running.manage("shell", "-v0", "-c", make)
+            yield running
+
+
+@pytest.fixture
+def parts(system: Parts) -> Parts:
+    """`system`, whole, with `claude` signed in anew through its page."""
+    system.make_whole()
+    system.fakes.issuer.hold = 0
+    sign_in(system)
+    no_probes(system)
+    return system
 
 
 def sign_in(parts: Parts) -> None:
@@ -79,11 +83,16 @@ def secret(parts: Parts) -> dict:
     return row
 
 
+def renewals_audited(parts: Parts) -> int:
+    return len(parts.rows("SELECT 1 FROM workspaces_auditevent WHERE action = 'secret.renew'"))
+
+
 def test_twenty_turns_in_three_workers_are_one_renewal(parts: Parts):
     for name in WORKERS[1:]:
         parts.run(name)
     chats = [Chat(parts, connection="claude") for _ in range(20)]
     expire(parts)
+    before = secret(parts)["renewals"], renewals_audited(parts)
     parts.fakes.issuer.hold = 1.5  # long enough for all of them to come
     for name in WORKERS:
         parts.freeze(name)
@@ -95,12 +104,9 @@ def test_twenty_turns_in_three_workers_are_one_renewal(parts: Parts):
         chat.wait_until_idle(60)
     assert [chat.states() for chat in chats] == [["done"]] * 20
     assert [call.outcome for call in parts.fakes.issuer.renewals()] == ["ok"]
-    leases = parts.rows("SELECT DISTINCT claims FROM agent_sessions_turn")
-    assert [row["claims"] for row in leases] == [1]
     kept = secret(parts)
-    assert (kept["renewals"], kept["renewing_until"]) == (1, None)
-    events = parts.rows("SELECT * FROM workspaces_auditevent WHERE action = 'secret.renew'")
-    assert len(events) == 1
+    assert kept["renewing_until"] is None
+    assert (kept["renewals"], renewals_audited(parts)) == (before[0] + 1, before[1] + 1)
 
 
 def test_a_worker_killed_after_the_issuer_answered_ends_in_a_sign_in(parts: Parts):
@@ -156,8 +162,9 @@ def test_a_worker_that_is_stopped_keeps_what_the_issuer_gives(parts: Parts):
 def test_no_token_is_found_anywhere_but_sealed(parts: Parts):
     """Sign-in, use, renewal, refusals and the end of it, with the log at DEBUG."""
     issuer = parts.fakes.issuer
-    chat = Chat(parts, connection="claude")
     found = {"page": [], "export": []}
+    tokens = {call.body[name] for call in issuer.calls for name in SECRETS if name in call.body}
+    assert len(tokens) >= 2  # the code and its verifier
     for fault in (None, 500, (400, {"error": "invalid_request"})):
         expire(parts)
         issuer.faults = [fault] if fault else []
@@ -168,9 +175,7 @@ def test_no_token_is_found_anywhere_but_sealed(parts: Parts):
     expire(parts)
     Chat(parts, connection="claude").send("over")
     wait_for(lambda: secret(parts)["ended_at"], what="the sign-in is over")
-    tokens = {text for text in issuer.given if len(text) > 20}
-    tokens |= {str(c.body[n]) for c in issuer.calls for n in c.body if n in SECRETS}
-    assert len(tokens) > 4
+    tokens |= set(issuer.given)
     for path in ("/connections/", "/connections/claude/", "/connections/claude/edit/", chat.url):
         found["page"].append(parts.admin.get(path).text)
     found["export"].append(parts.admin.post("/connections/export/").text)
@@ -183,6 +188,3 @@ def test_no_token_is_found_anywhere_but_sealed(parts: Parts):
     for token in tokens:
         assert not [text for text in texts if token in text]
         assert not [data for data in (*files, *argv, *dump) if token.encode() in data]
-
-
-SECRETS = ("refresh_token", "code", "code_verifier")

@@ -108,13 +108,15 @@ def authorize_url(issuer: Issuer, *, state: str, verifier: str) -> str:
 
 def split_code(pasted: str) -> tuple[str, str]:
     """(code, state or "") of what a person pasted: `code`, `code#state`, or the whole address that
-    the provider's page ended at."""
+    the provider's page ended at. ("", "") when none of it can be a code."""
     text = "".join(pasted.split())
     if text.startswith(("https://", "http://")):
-        parts = urlsplit(text)
-        found = parse_qs(parts.query or parts.fragment)
-        return found.get("code", [""])[0], found.get("state", [""])[0]
-    code, _, state = text.partition("#")
+        found = parse_qs(text.partition("?")[2].partition("#")[0])
+        code, state = found.get("code", [""])[0], found.get("state", [""])[0]
+    else:
+        code, _, state = text.partition("#")
+    if len(code) > MAX_TOKEN or not _TOKEN.fullmatch(code):
+        return "", ""
     return code, state
 
 
