@@ -50,7 +50,7 @@ FIRST_LOOK, LAST_LOOK = 0.05, 0.5  # seconds between two looks, growing
 SAVE_TRIES = 4
 LAST_WORDS = 6.0  # seconds that a shutdown leaves to a renewal under way
 
-# What stays in the worker: an access token and what calls need besides.
+# What doesn't go into a target: only a renewal needs it.
 _KEPT_BACK = frozenset({"refresh_token", "issuer"})
 
 
@@ -86,7 +86,6 @@ def values_of(tokens: Tokens, issuer: Issuer) -> dict[str, str]:
         "access_token": tokens.access_token,
         "refresh_token": tokens.refresh_token,
         "issuer": issuer.origin,
-        **tokens.more,
     }
 
 

@@ -68,14 +68,13 @@ class Issuer:
 class Tokens:
     """What an issuer gave. `lifetime` in seconds, None when it doesn't tell; `refresh_token` ""
     when there is none; `account` is the label of whose they are, `kind` "personal", "organisation"
-    or "" (not told); `more` is what else calls need."""
+    or "" (not told)."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(default="", repr=False)
     lifetime: float | None = None
     account: str = ""
     kind: str = ""
-    more: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 # -- signing in ------------------------------------------------------------------------------------
