@@ -10,8 +10,11 @@ import datetime as dt
 import enum
 import fcntl
 import os
+import re
 import shutil
 import stat
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ from workspaces import egress, rotation, vault
 UNTAKEN = dt.timedelta(minutes=1)  # the workers' sweep takes a waiting turn within seconds
 OVERDUE = dt.timedelta(minutes=15)  # beat asks for due checks every minute
 SKEW_SECONDS = 5.0
+CODEX_TESTED = ("0.163.0", "0.169.0")
 LITTLE_DISK, NO_DISK = 1024**3, 100 * 1024**2
 
 
@@ -330,12 +334,39 @@ def _static_files() -> Iterator[_Line]:
 
 def _codex() -> Iterator[_Line]:
     if not settings.CODEX_PATHS:
-        yield Level.OK, "No Codex binary is named (PATCHBAY_CODEX_PATHS): OpenAI (Codex) is off."
+        yield Level.OK, "The Codex binary isn't installed (make codex): OpenAI (Codex) is off."
     for path in settings.CODEX_PATHS:
-        if os.access(path, os.X_OK) and Path(path).is_file():
-            yield Level.OK, f"{path} can be run."
+        version = _codex_version(path)
+        if not version:
+            yield (
+                Level.FAIL,
+                f"{path} can't be run.",
+                "Run make codex, or correct PATCHBAY_CODEX_PATHS.",
+            )
+        elif version in CODEX_TESTED:
+            yield Level.OK, f"{path} is version {version}."
         else:
-            yield Level.FAIL, f"{path} can't be run.", "Correct PATCHBAY_CODEX_PATHS."
+            yield (
+                Level.WARN,
+                f"{path} is version {version}, which Patchbay was not tested with.",
+                f"Tested: {', '.join(CODEX_TESTED)}. Validate an OpenAI connection.",
+            )
+
+
+def _codex_version(path: str) -> str:
+    """ "" for what is no Codex binary."""
+    if not Path(path).is_absolute():
+        return ""
+    with tempfile.TemporaryDirectory(prefix="codex-") as folder:
+        environ = {"HOME": folder, "CODEX_HOME": folder, "PATH": "/nonexistent"}
+        try:
+            told = subprocess.run(  # noqa: S603 (a path that the operator lists)
+                [path, "--version"], env=environ, cwd=folder, capture_output=True, timeout=10
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+    found = re.fullmatch(rb"codex-cli (\S{1,40})\s*", told.stdout)
+    return found[1].decode("ascii", "replace") if found else ""
 
 
 def _clock() -> Iterator[_Line]:

@@ -85,6 +85,17 @@ def items(name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(item for part in value.split(",") if (item := part.strip()))
 
 
+def bundled_codex() -> tuple[str, ...]:
+    """The binary of the extra `codex`, empty where that isn't installed. Runs nothing."""
+    try:
+        import codex_cli_bin
+
+        path = codex_cli_bin.bundled_codex_path()
+    except (ImportError, OSError):
+        return ()
+    return (str(path),)
+
+
 def chosen(name: str, *, among: tuple[str, ...]) -> frozenset[str]:
     """Comma-separated values, each one of `among`; `all` stands for every one."""
     found = items(name)

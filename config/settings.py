@@ -159,7 +159,9 @@ OAUTH = {
 TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)
 PROBES_PER_WORKER = 50
 TITLES = env.boolean("PATCHBAY_TITLES", True)
-CODEX_PATHS = env.items("PATCHBAY_CODEX_PATHS")
+# The first is the default; without the variable, the extra's own binary where it is installed.
+CODEX_PATHS = env.items("PATCHBAY_CODEX_PATHS", env.bundled_codex())
+CODEX_PROCESSES = env.integer("PATCHBAY_CODEX_PROCESSES", 8, least=1, most=1_000)
 
 # -- apps ------------------------------------------------------------------------------------------
 INSTALLED_APPS = [

@@ -23,6 +23,8 @@ from connections.models import DEFAULT_CONTEXT_WINDOW, Connection, WorkspaceConn
 from connections.providers.base import Usage
 
 DEFAULT_MAX_OUTPUT = 4_096
+# What a reasoning model thinks counts as output.
+REASONING_MAX_OUTPUT = 16_384
 
 _PRICE_LISTS = {
     ProviderType.ANTHROPIC: "anthropic",
@@ -52,6 +54,7 @@ class Capabilities:
     max_output: int
     price_input: Decimal | None
     price_output: Decimal | None
+    takes_tools: bool = True  # the workspace's tools
 
 
 def capabilities(connection: Connection, model: str) -> Capabilities:
@@ -75,6 +78,8 @@ def capabilities(connection: Connection, model: str) -> Capabilities:
     if listed is not None:
         prices = listed[1].get_prices(datetime.now(UTC))
         price_input, price_output = _base(prices.input_mtok), _base(prices.output_mtok)
+    on_codex = connection.provider_type == ProviderType.OPENAI
+    most = REASONING_MAX_OUTPUT if on_codex else DEFAULT_MAX_OUTPUT
     return Capabilities(
         model=model,
         name=entry.get("name") or model,
@@ -82,9 +87,10 @@ def capabilities(connection: Connection, model: str) -> Capabilities:
         window_is_assumed=assumed,
         supports_images=images,
         # A reply may not fill the window of a very small model.
-        max_output=max(1, min(DEFAULT_MAX_OUTPUT, window // 4)),
+        max_output=max(1, min(most, window // 4)),
         price_input=price_input,
         price_output=price_output,
+        takes_tools=not on_codex,
     )
 
 

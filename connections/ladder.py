@@ -30,6 +30,7 @@ from connections.providers.base import (
     Target,
     TextDelta,
     Turnlet,
+    Waiting,
 )
 from connections.sentences import Reason, Sentence, sentence
 from connections.targets import configuration_fault, provider_of, target_of
@@ -120,7 +121,8 @@ async def climb(
 ) -> list[RungResult]:
     """One result a rung, always all of them. Never raises but `CancelledError`.
 
-    At most 80 seconds. Above `models` it costs one request of at most 16 tokens.
+    At most 80 seconds, and 30 more where it waits for a place. Above `models` it costs one request
+    of at most 16 tokens.
     """
     return await _Climb(subject, upto, client).run()
 
@@ -152,6 +154,8 @@ class _Climb:
         self.results = {rung: RungResult(rung, Outcome.NOT_TESTED) for rung in RUNGS}
         self.policy = egress.provider_policy()
         self.client = client
+        self.waiting = False  # for a place in this process
+        self.deadline: asyncio.Timeout
 
     async def run(self) -> list[RungResult]:
         with suppress(_Stop):
@@ -175,11 +179,18 @@ class _Climb:
                 return
             started = time.monotonic()
             try:
-                async with asyncio.timeout(SECONDS[rung]):
+                async with asyncio.timeout(SECONDS[rung]) as self.deadline:
                     await test(started)
             except ProviderError as error:
                 self._fail(rung, started, error.kind, error.message)
             except TimeoutError:
+                if self.waiting:
+                    self._note(
+                        rung,
+                        Outcome.NOT_TESTED,
+                        detail=_("Every Codex process of this worker was busy."),
+                    )
+                    return
                 self._fail(rung, started, ErrorKind.TIMEOUT)
             except _Stop:
                 raise
@@ -259,6 +270,14 @@ class _Climb:
             stream = self.subject.provider.stream(self.client, self.subject.target, request)
             async with aclosing(stream) as events:
                 async for event in events:
+                    if isinstance(event, Waiting):
+                        # What the wait took isn't the provider's.
+                        self.waiting = not event.over
+                        started = time.monotonic()
+                        self.deadline.reschedule(
+                            asyncio.get_running_loop().time() + SECONDS[Rung.ANSWER]
+                        )
+                        continue
                     first = first or time.monotonic()
                     done = done or isinstance(event, Done)
                     if isinstance(event, TextDelta):

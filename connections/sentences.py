@@ -25,6 +25,7 @@ class Reason(enum.StrEnum):
     NOT_AVAILABLE = "not_available"
     ENVIRONMENT_OFF = "environment_off"
     ENVIRONMENT_EMPTY = "environment_empty"
+    CODEX_MISSING = "codex_missing"
     DISABLED = "disabled"
     DELETED = "deleted"
     NO_MODEL = "no_model"
@@ -194,6 +195,13 @@ _SENTENCES: dict[str, Sentence] = {
         _("Use a public address, or have the operator name it in PATCHBAY_EGRESS_ALLOW."),
         _ASK_ADMIN,
     ),
+    ErrorKind.PROCESS: Sentence(
+        _("Codex stopped"),
+        _("The Codex process on this server ended before the reply did."),
+        _("Try again; if it stays so, run manage.py doctor, which tells the binary's version."),
+        _TRY_AGAIN,
+        tone="warning",
+    ),
     Reason.INCOMPLETE: Sentence(
         _("Secret needed"),
         _("This connection has no secret for the address and authentication it is set to."),
@@ -239,6 +247,13 @@ _SENTENCES: dict[str, Sentence] = {
         _("No credentials there"),
         _("The server's environment holds no credentials for this provider."),
         _("Have the operator set them for the worker, or choose another way to authenticate."),
+        _ASK_ADMIN,
+        tone="warning",
+    ),
+    Reason.CODEX_MISSING: Sentence(
+        _("Codex not installed"),
+        _("The Codex binary of this connection is not on the server, or the operator took it off."),
+        _("Have the operator run make codex, or list its path in PATCHBAY_CODEX_PATHS."),
         _ASK_ADMIN,
         tone="warning",
     ),

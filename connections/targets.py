@@ -10,6 +10,7 @@ The error tree; `reason` says which sentence a person reads::
     ├── SignInEnded       somebody had, and the issuer renews it no more
     ├── OAuthOff          the operator hasn't set up signing in to this provider
     ├── SecretUnreadable  its key isn't at hand, or the stored bytes were changed or moved
+    ├── CodexMissing      the binary isn't there, or isn't one of the operator's any more
     ├── EnvironmentOff    the operator doesn't lend the server's own credentials to this provider
     └── EnvironmentEmpty  the operator does, but there are none
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import ClassVar
 
 from django.conf import settings
@@ -67,6 +69,10 @@ class OAuthOff(TargetError):
 
 class SecretUnreadable(TargetError):
     reason = Reason.SEALED
+
+
+class CodexMissing(TargetError):
+    reason = Reason.CODEX_MISSING
 
 
 class EnvironmentOff(TargetError):
@@ -120,6 +126,8 @@ def target_of(connection: Connection) -> Target:
     """The connection with its secrets opened, for one call or turn. Raises `TargetError`."""
     provider_of(connection)
     fresh: Renewed | None = None
+    on_codex = connection.provider_type == ProviderType.OPENAI
+    codex_path = _codex_path(connection) if on_codex else ""
     if connection.auth_type == AuthType.ENVIRONMENT:
         secret = _lent(connection)
     elif connection.auth_type == AuthType.OAUTH:
@@ -141,9 +149,18 @@ def target_of(connection: Connection) -> Target:
         max_tokens_field=connection.max_tokens_field,
         region=connection.aws_region if on_aws else connection.gcp_region,
         project=connection.gcp_project_id,
-        codex_path=connection.codex_path,
+        codex_path=codex_path,
         fresh=fresh,
     )
+
+
+def _codex_path(connection: Connection) -> str:
+    """The binary, which must be one of the operator's: what is stored was allowed once."""
+    path = connection.codex_path or next(iter(settings.CODEX_PATHS), "")
+    is_allowed = path in settings.CODEX_PATHS and Path(path).is_absolute()
+    if not is_allowed or not Path(path).is_file() or not os.access(path, os.X_OK):
+        raise CodexMissing
+    return path
 
 
 def _lent(connection: Connection) -> dict[str, str]:

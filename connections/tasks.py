@@ -67,6 +67,8 @@ _PASSING = frozenset(
         Reason.NOT_AVAILABLE,
         Reason.ENVIRONMENT_OFF,
         Reason.ENVIRONMENT_EMPTY,
+        Reason.CODEX_MISSING,
+        ErrorKind.PROCESS,
         Reason.NO_MODEL,
     }
 )

@@ -307,6 +307,8 @@ def _base_path(path: str, wire: str) -> str:
     # More than one may stand there: a base with the whole endpoint pasted after it.
     if wire == Wire.OPENAI_COMPLETIONS and segments[-2:] == ["chat", "completions"]:
         del segments[-2:]
+    elif wire == Wire.OPENAI_COMPLETIONS and segments[-1:] == ["responses"]:
+        del segments[-1:]
     elif wire == Wire.ANTHROPIC_MESSAGES:
         if segments[-2:] == ["v1", "messages"]:
             del segments[-2:]

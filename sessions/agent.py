@@ -3,6 +3,9 @@
     prepare ─► step 1: request, reply ─► tools? ─► steering taken ─► step 2 … ─► end
                                           no tools: the turn is done (nothing was taken)
 
+A provider that takes messages into a running call is asked once: it asks for the steering itself
+at the end of each reply, and the receipt of a message (`Delivered`) begins the next step.
+
 Runs on the worker's loop. Every write goes through `sessions.turns` with the lease's token, on a
 database thread. A request that can be made again safely (429, 529, no connection, before the first
 token) is, twice at most, and the page says so.
@@ -25,24 +28,27 @@ from django.utils.translation import ngettext
 
 from connections.capabilities import cost_of
 from connections.providers.base import (
+    Delivered,
     Done,
     ErrorKind,
     Event,
     ModelRequest,
     ProviderError,
+    Steered,
     TextDelta,
     ThinkingDelta,
     ThinkingEnd,
     ToolCall,
     Turnlet,
     Usage,
+    Waiting,
 )
 from connections.sentences import Reason
 from connections.tasks import record_turn_outcome
 from sessions import tools, turns
 from sessions.bus import Writer
 from sessions.history import CannotRun, Prepared, entries_of, prepare
-from sessions.models import Turn
+from sessions.models import Message, Turn
 from sessions.reply import Reply, text_of
 from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
@@ -84,6 +90,9 @@ class Agent:
         self.turn, self.token = live.turn, live.token
         self.chat_id = str(live.turn.chat_id)
         self.cost: Decimal | None = None
+        self.number = 0  # of the step that runs, with its reply and that one's row
+        self.reply: Reply
+        self.message_id: uuid.UUID
 
     async def run(self) -> None:
         """To the end, whatever it is; nothing is written when the lease is lost."""
@@ -125,48 +134,74 @@ class Agent:
         if prepared.left_out_before:
             self.turn.left_out_before = prepared.left_out_before
         history = list(prepared.history)
-        for number in range(1, MAX_STEPS + 1):
-            step = await self.runtime.db(turns.begin_step, self.turn, self.token, number)
+        while self.number < MAX_STEPS:
+            step = await self._begin_step()
             for message in step.steered:
-                history.extend(
-                    await self.runtime.db(
-                        entries_of, message, images=prepared.capabilities.supports_images
-                    )
-                )
-            reply = Reply(self.chat_id, str(step.message_id), self.writer)
-            self.live.reply, self.live.message_id = reply, step.message_id
-            calls, usage = await self._ask(prepared, history, reply)
+                history.extend(await self._entries_of(prepared, message))
+            calls, usage = await self._ask(prepared, history)
+            reply = self.reply
             history.append(Turnlet("assistant", [dict(part) for part in reply.finish()]))
             if calls:
                 results = await self._call_tools(calls, reply)
                 history.append(Turnlet("user", results))
-            await self._finish_step(prepared, step, reply, usage)
+            await self._finish_step(prepared, usage)
             if not calls:
                 return
         raise CannotRun(Reason.TOO_MANY_STEPS)
 
+    async def _begin_step(self, receipt: uuid.UUID | None = None) -> turns.Step:
+        self.number += 1
+        step = await self.runtime.db(
+            turns.begin_step, self.turn, self.token, self.number, receipt=receipt
+        )
+        self.message_id = step.message_id
+        self.reply = Reply(self.chat_id, str(step.message_id), self.writer)
+        self.live.reply, self.live.message_id = self.reply, step.message_id
+        return step
+
+    async def _entries_of(self, prepared: Prepared, message: Message) -> list[Turnlet]:
+        images = prepared.capabilities.supports_images
+        return await self.runtime.db(entries_of, message, images=images)
+
     async def _ask(
-        self, prepared: Prepared, history: list[Turnlet], reply: Reply
+        self, prepared: Prepared, history: list[Turnlet]
     ) -> tuple[list[ToolCall], Usage]:
+        async def steering() -> list[Steered]:
+            if self.number >= MAX_STEPS:
+                return []
+            return [
+                Steered(
+                    str(message.pk),
+                    [
+                        part
+                        for entry in await self._entries_of(prepared, message)
+                        for part in entry.parts
+                    ],
+                )
+                for message in await self.runtime.db(turns.claim_steering, self.turn, self.token)
+            ]
+
         request = ModelRequest(
             model=self.turn.model,
             history=history,
             max_tokens=prepared.capabilities.max_output,
             system=prepared.system,
-            tools=tools.TOOLS,
+            tools=tools.TOOLS if prepared.provider.takes_tools else (),
+            steering=steering,
         )
-        started = time.monotonic()
+        started, first = time.monotonic(), self.number
         tries = 0
         while True:
             try:
-                return await self._receive(prepared, request, reply)
+                return await self._receive(prepared, request)
             except ProviderError as error:
                 tries += 1
                 wait = max(AGAIN_AFTER * 2 ** (tries - 1), error.retry_after or 0)
                 left = AGAIN_WITHIN - (time.monotonic() - started)
                 if (
                     error.kind not in AGAIN
-                    or reply.has_content
+                    or self.reply.has_content
+                    or self.number != first
                     or tries > AGAIN_TIMES
                     or wait > left
                 ):
@@ -186,14 +221,35 @@ class Agent:
         self.writer.add(self.chat_id, "notice", {"t": f"{why} {again}"}, urgent=True)
 
     async def _receive(
-        self, prepared: Prepared, request: ModelRequest, reply: Reply
+        self, prepared: Prepared, request: ModelRequest
     ) -> tuple[list[ToolCall], Usage]:
         calls: list[ToolCall] = []
         usage = Usage()
+        reply, receipts = self.reply, False  # whether nothing but receipts came in this step
         stream = prepared.provider.stream(client_for(provider_policy()), prepared.target, request)
         async with _closing(stream) as events:
             async for event in events:
+                if isinstance(event, Delivered):
+                    receipt = uuid.UUID(event.id)
+                    if receipts:  # beside the one before: one reply answers both
+                        await self.runtime.db(
+                            turns.deliver_steered,
+                            self.turn,
+                            self.token,
+                            receipt,
+                            self.number - 1,
+                        )
+                    else:
+                        reply.finish()
+                        await self._finish_step(prepared, usage)
+                        await self._begin_step(receipt)
+                        reply, usage, receipts = self.reply, Usage(), True
+                    continue
+                receipts = False
                 match event:
+                    case Waiting(over):
+                        words = "" if over else _("Waiting for a free Codex process…")
+                        self.writer.add(self.chat_id, "notice", {"t": words}, urgent=True)
                     case TextDelta(text):
                         reply.add_text(text)
                     case ThinkingDelta(text):
@@ -227,9 +283,8 @@ class Agent:
             reply.add_result(result)
         return [dict(result) for result in results]
 
-    async def _finish_step(
-        self, prepared: Prepared, step: turns.Step, reply: Reply, usage: Usage
-    ) -> None:
+    async def _finish_step(self, prepared: Prepared, usage: Usage) -> None:
+        reply = self.reply
         cost = cost_of(prepared.connection, self.turn.model, usage)
         if cost is not None:
             self.cost = (self.cost or Decimal(0)) + cost
@@ -238,7 +293,7 @@ class Agent:
             turns.finish_step,
             self.turn.pk,
             self.token,
-            step.message_id,
+            self.message_id,
             text=text_of(reply.parts),
             parts=reply.parts,
             usage={

@@ -98,6 +98,7 @@ class Card:
             "window_assumed": can.window_is_assumed,
             "images": can.supports_images,
             "mid_stream": connection.mid_stream.label,
+            "no_tools": not can.takes_tools,
             "price": _price(can),
         }
 
@@ -279,6 +280,7 @@ def _shown(page: Sequence[Turn]) -> list[ShownTurn]:
     by_turn: dict[uuid.UUID, list[Shown]] = {}
     messages = (
         Message.objects.filter(turn__in=[turn.pk for turn in page])
+        .exclude(delivery__in=Message.WAITING)
         .select_related("author")
         .prefetch_related("attachments")
         .order_by("step", "role", "place", "seq")

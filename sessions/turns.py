@@ -6,7 +6,8 @@ events leave after the commit.
 
     send ─► Message ─► no active turn? ─► Turn(pending) ─► claim ─► begin_step … ─► end
                   └──► active turn: the connection's behaviour, read at that moment
-                         steering ─► take_steering (between steps) ─► delivered
+                         steering ─► begin_step (between steps) ─► delivered
+                               └───► claim_steering (into a running step) ─► receipt ─► delivered
                          queued ───► a turn of its own when the turn ends
 """
 
@@ -422,8 +423,8 @@ def stop(chat_id: uuid.UUID, actor: User, *, queued: str = "return") -> list[Mes
     if queued != "continue":
         returned = list(waiting(chat).filter(author=actor, attachments=None))
         for message in returned:
-            message.delivery = Message.Delivery.CANCELLED
-        Message.objects.bulk_update(returned, ["delivery"])
+            message.delivery, message.turn = Message.Delivery.CANCELLED, None
+        Message.objects.bulk_update(returned, ["delivery", "turn"])
     _requeue_steering(chat)
     if turn.stop_requested_at is None:
         turn.stop_requested_at = timezone.now()
@@ -466,7 +467,8 @@ def resume(chat_id: uuid.UUID) -> Turn | None:
 
 def _waiting_message(chat: ChatSession, message_id: uuid.UUID) -> Message:
     message = Message.objects.filter(chat=chat, pk=message_id).first()
-    if message is None or message.delivery not in Message.WAITING:
+    # One that waits and has a turn is claimed: it is with the provider, its receipt on the way.
+    if message is None or message.delivery not in Message.WAITING or message.turn_id is not None:
         raise Refused("gone", _("This message is on its way already and can't be changed."))
     return message
 
@@ -627,19 +629,20 @@ class Step:
 
 
 @transaction.atomic
-def begin_step(turn: Turn, token: uuid.UUID, number: int) -> Step:
+def begin_step(
+    turn: Turn, token: uuid.UUID, number: int, *, receipt: uuid.UUID | None = None
+) -> Step:
     """Before a request leaves: takes the steering messages (from the second step on), makes the
-    reply's row and records `request_sent`. Raises `LeaseLost`. Locks the session."""
+    reply's row and records `request_sent`. With the `receipt` of a message that was claimed, the
+    request has left and this one alone is delivered. Raises `LeaseLost`. Locks the session."""
     chat = _lock(turn.chat_id)
     if not _held(turn.pk, token).update(step=number, request_sent=True):
         raise LeaseLost
     steered: list[Message] = []
-    if number > 1:
-        steered = list(
-            Message.objects.filter(chat=chat, delivery=Message.Delivery.STEERING)
-            .prefetch_related("attachments")
-            .order_by("place", "seq")
-        )
+    if receipt is not None:
+        _deliver(turn, receipt, number - 1)
+    elif number > 1:
+        steered = _steering(chat)
         for message in steered:
             message.delivery, message.turn, message.step = (
                 Message.Delivery.DELIVERED,
@@ -657,6 +660,57 @@ def begin_step(turn: Turn, token: uuid.UUID, number: int) -> Step:
     )
     _changed(chat)
     return Step(number, reply.pk, steered)
+
+
+def _steering(chat: ChatSession) -> list[Message]:
+    """What waits to be steered and is not with a provider yet, in the order of sending."""
+    return list(
+        Message.objects.filter(chat=chat, delivery=Message.Delivery.STEERING, turn=None)
+        .prefetch_related("attachments")
+        .order_by("place", "seq")
+    )
+
+
+def _deliver(turn: Turn, message_id: uuid.UUID, step: int) -> None:
+    """Nothing when the message was queued or cancelled meanwhile, as Stop does."""
+    Message.objects.filter(
+        pk=message_id, turn=turn, chat_id=turn.chat_id, delivery=Message.Delivery.STEERING
+    ).update(delivery=Message.Delivery.DELIVERED, step=step)
+
+
+def claim_steering(turn: Turn, token: uuid.UUID) -> list[Message]:
+    """Takes the steering messages for a provider that puts them into the running step: from now on
+    nobody can change them. Each is delivered by its receipt (`begin_step`, `deliver_steered`); one
+    without is queued when the turn ends. Raises `LeaseLost`. Locks the session, if any waits."""
+    waits = Message.objects.filter(
+        chat_id=turn.chat_id, delivery=Message.Delivery.STEERING, turn=None
+    )
+    if not waits.exists():
+        return []
+    with transaction.atomic():
+        chat = _lock(turn.chat_id)
+        held = _held(turn.pk, token).first()
+        if held is None:
+            raise LeaseLost
+        if held.stop_requested_at is not None:
+            return []
+        claimed = _steering(chat)
+        for message in claimed:
+            message.turn = turn
+        Message.objects.bulk_update(claimed, ["turn"])
+        _changed(chat)
+    return claimed
+
+
+@transaction.atomic
+def deliver_steered(turn: Turn, token: uuid.UUID, message_id: uuid.UUID, step: int) -> None:
+    """The receipt of a claimed message that stands beside the one which began the next step.
+    Raises `LeaseLost`. Locks the session."""
+    chat = _lock(turn.chat_id)
+    if not _held(turn.pk, token).exists():
+        raise LeaseLost
+    _deliver(turn, message_id, step)
+    _changed(chat)
 
 
 def save_progress(
@@ -782,7 +836,7 @@ def _end(chat: ChatSession, turn: Turn, state: Turn.State) -> None:
 
 def _requeue_steering(chat: ChatSession) -> None:
     Message.objects.filter(chat=chat, delivery=Message.Delivery.STEERING).update(
-        delivery=Message.Delivery.QUEUED
+        delivery=Message.Delivery.QUEUED, turn=None
     )
 
 

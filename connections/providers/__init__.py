@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from connections.providers.anthropic import Anthropic
 from connections.providers.base import Provider
+from connections.providers.codex import Codex
 from connections.providers.compat import AnthropicCompat, OpenAICompat
 
 PROVIDERS: dict[str, Provider] = {
     "anthropic": Anthropic(),
     "anthropic_compat": AnthropicCompat(),
+    "openai": Codex(),
     "openai_compat": OpenAICompat(),
 }
 

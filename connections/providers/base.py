@@ -8,6 +8,7 @@ The error tree has one class; `kind` says which sentence a person reads and what
 
     ProviderError(kind, …)
     ├── another try may help   rate_limited overloaded server timeout connect tls truncated protocol
+    │                          process
     └── it can't               auth sign_in_again forbidden quota model_not_found
                                endpoint_not_found bad_request too_large context_too_long redirect
                                egress
@@ -16,7 +17,7 @@ The error tree has one class; `kind` says which sentence a person reads and what
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -47,6 +48,7 @@ class ErrorKind(enum.StrEnum):
     PROTOCOL = "protocol"
     REDIRECT = "redirect"
     EGRESS = "egress"
+    PROCESS = "process"  # a program of ours, not the provider, failed
 
 
 RETRYABLE = frozenset(
@@ -59,6 +61,7 @@ RETRYABLE = frozenset(
         ErrorKind.TLS,
         ErrorKind.TRUNCATED,
         ErrorKind.PROTOCOL,
+        ErrorKind.PROCESS,
     }
 )
 
@@ -124,7 +127,7 @@ class Target:
     max_tokens_field: str = ""  # "max_tokens" | "max_completion_tokens" | "" (the wire's own)
     region: str = ""
     project: str = ""
-    codex_path: str = ""  # "" means the server's default binary
+    codex_path: str = ""  # the binary that is run; absolute
     # for a signed-in connection; call `freshened` before the token is used
     fresh: Fresh | None = field(default=None, repr=False, compare=False)
 
@@ -163,8 +166,20 @@ class ToolSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Steered:
+    """A message for a reply that is under way; `id` comes back in its `Delivered`."""
+
+    id: str
+    parts: Sequence[Part]
+
+
+async def nothing_steered() -> Sequence[Steered]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """One step: the whole history goes, one reply comes."""
+    """One step: the whole history goes, one reply comes (or several, see `steering`)."""
 
     model: str
     history: Sequence[Turnlet]
@@ -173,6 +188,9 @@ class ModelRequest:
     tools: Sequence[ToolSpec] = ()
     # seconds without any byte from the provider before the call is a `timeout`
     idle_timeout: float = 120.0
+    # Takes what people wrote meanwhile, each once. Asked, at the end of every reply, by a provider
+    # that can put messages into a running call; the others never ask.
+    steering: Callable[[], Awaitable[Sequence[Steered]]] = nothing_steered
 
 
 # -- events --------------------------------------------------------------------------------------
@@ -224,7 +242,23 @@ class Done:
     reason: str
 
 
-Event = TextDelta | ThinkingDelta | ThinkingEnd | ToolCall | Usage | Done
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The provider's receipt for a steered message: the reply so far is whole, and what follows
+    answers this message (and others whose receipts follow at once). Without it a message wasn't
+    delivered, whatever else happened."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The call waits for a place in this process, or with `over` has got it."""
+
+    over: bool = False
+
+
+Event = TextDelta | ThinkingDelta | ThinkingEnd | ToolCall | Usage | Done | Delivered | Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +277,7 @@ class Provider(Protocol):
     # auth types that work in this build; the table of allowed pairs is in connections.choices
     auth_types: ClassVar[frozenset[str]]
     default_base_url: ClassVar[str]
+    takes_tools: ClassVar[bool]  # False: `ModelRequest.tools` never leaves
 
     def origin(self, target: Target) -> str:
         """The URL whose scheme, host and port the rung `network` dials."""

@@ -67,6 +67,7 @@ class HTTPProvider:
     auth_types: ClassVar[frozenset[str]]
     default_base_url: ClassVar[str] = ""
     default_wire: ClassVar[str]
+    takes_tools: ClassVar[bool] = True
 
     def origin(self, target: Target) -> str:
         return target.base_url or self.default_base_url

@@ -5,6 +5,7 @@ Endpoints (the base URL of a connection is the part before the slash-slash):
     /openai/v1          //chat/completions, //models    Bearer key
     /openai-xkey/v1     the same                        x-api-key
     /openai-nokey/v1    the same                        no key
+    (each of the three also has //responses, the wire that Codex speaks)
     /anthropic          //v1/messages, //v1/models      x-api-key
     /anthropic-bearer   the same                        Bearer key
     /anthropic-nokey    the same                        no key
@@ -32,6 +33,7 @@ from tests.fakes import issuer, models
 from tests.fakes.http import Cut, Exchange, Hang, Server
 from tests.fakes.http import Step as Chunk
 from tests.fakes.issuer import Issuer
+from tests.fakes.responses import Responses
 from tests.fakes.wires import Anthropic, Asked, OpenAI, Refusal
 
 GOOD_KEY = "sk-fake-good-key-0123456789abcdef"
@@ -97,11 +99,14 @@ class App:
             return
         base, _, rest = exchange.path.partition("/v1/")
         wire, auth = ENDPOINTS.get(f"{base}/v1", (OpenAI(), ""))
+        if rest == "responses" and type(wire) is OpenAI:
+            wire = Responses()
         try:
             if f"{base}/v1" not in ENDPOINTS:
                 raise Refusal("endpoint", f"Invalid URL ({exchange.method} {exchange.path})")
             self._check_key(exchange, auth)
             chat = "messages" if isinstance(wire, Anthropic) else "chat/completions"
+            chat = "responses" if isinstance(wire, Responses) else chat
             if (exchange.method, rest) == ("GET", "models"):
                 record["status"] = 200
                 exchange.respond(200, self._list(wire))

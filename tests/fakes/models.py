@@ -474,6 +474,7 @@ MODELS = tuple(
         ),
         ("endless", "endless", "text without end, as fast as it is read", endless),
         ("huge-line", "huge-line", "one line of 100 MB", huge_line),
+        ("gpt-6.1-sol", r"gpt-[\w.-]+|codex-[\w.-]+", "an echo under a real name", echo),
     )
 )
 
