@@ -153,6 +153,15 @@ OAUTH = {
         "scopes": env.string("PATCHBAY_OAUTH_ANTHROPIC_SCOPES") or "user:profile user:inference",
         "json_body": env.boolean("PATCHBAY_OAUTH_ANTHROPIC_JSON", True),
     },
+    # The person signs in through the Codex binary; what it needs is with it.
+    "openai": {
+        "client_id": env.string("PATCHBAY_OAUTH_OPENAI_CLIENT_ID") or "",
+        "token_url": env.address("PATCHBAY_OAUTH_OPENAI_ISSUER", "https://auth.openai.com").rstrip(
+            "/"
+        )
+        + "/oauth/token",
+        "json_body": True,
+    },
 }
 
 # -- turns -----------------------------------------------------------------------------------------

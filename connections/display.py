@@ -27,7 +27,7 @@ from connections.choices import (
 )
 from connections.issuers import issuer_for
 from connections.models import Connection, ProbeResult, Secret
-from connections.providers.base import ErrorKind
+from connections.providers.base import ErrorKind, Target
 from connections.resolve import Candidates
 from connections.sentences import Reason, Sentence, sentence
 from connections.targets import configuration_fault
@@ -227,6 +227,11 @@ class SignInShown:
     def account(self) -> str:
         return account_of(self.secret) if self.secret else ""
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the page asks for itself: something comes without the person's doing here."""
+        return self.step is not None and self.step.is_open and self.step.attempt.by_device
+
     @classmethod
     def of(cls, connection: Connection, user: User) -> SignInShown | None:
         """None for a connection with another way to authenticate; else at most one query."""
@@ -236,13 +241,15 @@ class SignInShown:
         found = providers.PROVIDERS.get(provider)
         if found is None or AuthType.OAUTH not in found.auth_types:
             return cls(provider.label, "", sentence(Reason.NOT_AVAILABLE).text)
-        host = connection.origin or found.default_base_url
+        host = found.origin(Target(provider, AuthType.OAUTH, connection.base_url))
         stored = connection.secret_for(Secret.Purpose.AUTH)
         if stored is not None and stored.binding != connection.binding:
             stored = None
         if issuer_for(provider) is None:
             return cls(provider.label, host, sign_in.off_text(provider), stored)
-        step = sign_in.open_step(user, connection)
+        if configuration_fault(connection) is Reason.CODEX_MISSING:
+            return cls(provider.label, host, sentence(Reason.CODEX_MISSING).text, stored)
+        step = sign_in.step_of(user, connection)
         return cls(provider.label, host, secret=stored, step=step)
 
 

@@ -6,6 +6,8 @@ from django.conf import settings
 
 from connections.providers.wire.oauth import Issuer
 
+OPENAI = "https://auth.openai.com"  # the Codex binary's own
+
 
 def issuer_for(provider_type: str) -> Issuer | None:
     """None while the operator hasn't set the provider's client id: signing in is off."""

@@ -311,7 +311,10 @@ class SignIn(orm.Model):
     """One attempt to sign a connection in, from the button to the tokens.
 
     The sealed value is UTF-8 JSON: `state` and `verifier` of a flow in which a person pastes a
-    code. An attempt ends by itself (`expires_at`), and whoever finishes it holds `busy_until`.
+    code; `url` and `code` of one in which they type it at the provider (`by_device`), {} until a
+    worker has them. An attempt ends by itself (`expires_at`), and whoever finishes it holds
+    `busy_until`. `error` is the `ErrorKind` of a failure, `detail` the provider's words, for
+    admins.
     """
 
     class State(orm.TextChoices):
@@ -328,7 +331,10 @@ class SignIn(orm.Model):
     state = orm.CharField(max_length=10, choices=State, default=State.OPEN)
     binding = orm.CharField(max_length=2100)
     value = SealedField(bound_to="place")
+    by_device = orm.BooleanField(default=False)
     tries = orm.PositiveSmallIntegerField(default=0)
+    error = orm.CharField(max_length=24, blank=True, default="")
+    detail = orm.CharField(max_length=500, blank=True, default="")
     busy_until = orm.DateTimeField(null=True, blank=True)
     busy_token = orm.UUIDField(null=True, blank=True)
 

@@ -86,6 +86,7 @@ def values_of(tokens: Tokens, issuer: Issuer) -> dict[str, str]:
         "access_token": tokens.access_token,
         "refresh_token": tokens.refresh_token,
         "issuer": issuer.origin,
+        **tokens.more,
     }
 
 

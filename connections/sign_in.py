@@ -1,8 +1,9 @@
 """Signing a connection in: the verbs, each with its audit row (out: `actions.sign_out`).
 
 A person opens the provider's page, agrees there, and pastes the code back. Between the two the
-attempt (`SignIn`) keeps what proves that the code is meant for it. A refusal is a
-`ValidationError` by field name; nothing typed and nothing stored is lost by one.
+attempt (`SignIn`) keeps what proves that the code is meant for it. With ChatGPT it is the other way
+round: a worker gets the code (`connections.device`), and the person types it at the provider. A
+refusal is a `ValidationError` by field name; nothing typed and nothing stored is lost by one.
 """
 
 from __future__ import annotations
@@ -41,10 +42,17 @@ BUSY_FOR = dt.timedelta(seconds=oauth.SECONDS + 10)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An open attempt as its page shows it. Holds what proves it: never logged or stored."""
+    """An attempt as its page shows it. Holds what proves it: never logged or stored. `url` and
+    `code` are "" until a worker has them; `problem` is why it came to nothing."""
 
     attempt: SignIn
-    url: str
+    url: str = ""
+    code: str = ""
+    problem: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        return not self.problem
 
 
 def begin(actor: User, connection: Connection) -> SignIn:
@@ -54,10 +62,16 @@ def begin(actor: User, connection: Connection) -> SignIn:
         row = _locked(connection)
         _check_auth_type(row)
         still_open = row.sign_ins.filter(state=SignIn.State.OPEN).order_by("-started_at")
-        surplus = list(still_open.values_list("pk", flat=True)[MOST_OPEN - 1 :])
+        by_device = not issuer.authorize_url
+        if by_device:  # each holds a process of a worker: one is enough
+            surplus = list(still_open.values_list("pk", flat=True))
+            proof = {}
+        else:
+            surplus = list(still_open.values_list("pk", flat=True)[MOST_OPEN - 1 :])
+            proof = {"state": secrets.token_urlsafe(32), "verifier": oauth.make_verifier()}
         row.sign_ins.filter(pk__in=surplus).update(state=SignIn.State.CANCELLED)
-        proof = {"state": secrets.token_urlsafe(32), "verifier": oauth.make_verifier()}
         attempt = SignIn(
+            by_device=by_device,
             connection=row,
             started_by=actor,
             expires_at=timezone.now() + VALID_FOR,
@@ -72,26 +86,33 @@ def begin(actor: User, connection: Connection) -> SignIn:
     return attempt
 
 
-def open_step(user: User, connection: Connection) -> Step | None:
-    """The newest attempt that this person has open here. One query."""
+def step_of(user: User, connection: Connection) -> Step | None:
+    """Where this person's newest attempt here stands; None when there is nothing to tell of it.
+    One query."""
     issuer = issuer_for(connection.provider_type)
-    if issuer is None:
+    now = timezone.now()
+    attempt = connection.sign_ins.filter(started_by=user).order_by("-started_at").first()
+    if issuer is None or attempt is None or attempt.binding != connection.binding:
         return None
-    attempt = (
-        connection.sign_ins.filter(
-            started_by=user, state=SignIn.State.OPEN, expires_at__gt=timezone.now()
-        )
-        .order_by("-started_at")
-        .first()
-    )
-    if attempt is None or attempt.binding != connection.binding:
+    if attempt.by_device and attempt.state == SignIn.State.FAILED:
+        words = sentence(attempt.error).text
+        if attempt.error == ErrorKind.AUTH:
+            words = _("The provider refused the sign-in. Begin again.")
+        return Step(attempt, problem=f"{words} ({attempt.detail})" if attempt.detail else words)
+    if attempt.by_device and attempt.state == SignIn.State.OPEN and attempt.expires_at <= now:
+        return Step(attempt, problem=_("The code has expired. Begin again."))
+    if not attempt.is_open:
         return None
     try:
         proof = json.loads(attempt.value.open())
     except VaultError:
         return None
-    url = oauth.authorize_url(issuer, state=proof["state"], verifier=proof["verifier"])
-    return Step(attempt, url)
+    if not attempt.by_device:
+        url = oauth.authorize_url(issuer, state=proof["state"], verifier=proof["verifier"])
+        return Step(attempt, url)
+    if proof and (attempt.busy_until is None or attempt.busy_until < now):
+        return Step(attempt, problem=_("The worker that waited was stopped. Begin again."))
+    return Step(attempt, proof.get("url", ""), proof.get("code", ""))
 
 
 def cancel(actor: User, connection: Connection) -> None:
@@ -125,7 +146,7 @@ def finish(actor: User, connection: Connection, *, attempt_id: str, pasted: str)
     except ProviderError as error:
         _give_back(actor, attempt, error)
         raise _wrong(_refusal(connection, issuer, error)) from None
-    _store(actor, connection, attempt, tokens, issuer)
+    keep(actor, connection, attempt, tokens, issuer)
 
 
 # -- finishing -------------------------------------------------------------------------------------
@@ -136,7 +157,7 @@ def _claim(
 ) -> tuple[SignIn | None, dict[str, str]]:
     """The attempt, ours for the time of a call; (None, {}) when it has been finished already."""
     with transaction.atomic():
-        mine = connection.sign_ins.filter(started_by=actor)
+        mine = connection.sign_ins.filter(started_by=actor, by_device=False)
         attempt = mine.select_for_update().filter(pk=_uuid(attempt_id)).first()
         if attempt is None:
             raise _wrong(_("This sign-in isn't known any more. Begin again."))
@@ -186,9 +207,10 @@ def _give_back(actor: User, attempt: SignIn, error: ProviderError) -> None:
         record(actor, "connection.sign_in_failed", attempt.connection, error=error.kind.value)
 
 
-def _store(
+def keep(
     actor: User, connection: Connection, attempt: SignIn, tokens: Tokens, issuer: Issuer
 ) -> None:
+    """Stores what an attempt brought, for whoever holds it. Takes the connection's row lock."""
     with transaction.atomic():
         row = _locked(connection)
         held = SignIn.objects.select_for_update().filter(

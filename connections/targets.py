@@ -127,7 +127,7 @@ def target_of(connection: Connection) -> Target:
     provider_of(connection)
     fresh: Renewed | None = None
     on_codex = connection.provider_type == ProviderType.OPENAI
-    codex_path = _codex_path(connection) if on_codex else ""
+    codex_path = codex_path_of(connection) if on_codex else ""
     if connection.auth_type == AuthType.ENVIRONMENT:
         secret = _lent(connection)
     elif connection.auth_type == AuthType.OAUTH:
@@ -154,8 +154,9 @@ def target_of(connection: Connection) -> Target:
     )
 
 
-def _codex_path(connection: Connection) -> str:
-    """The binary, which must be one of the operator's: what is stored was allowed once."""
+def codex_path_of(connection: Connection) -> str:
+    """The binary, which must be one of the operator's: what is stored was allowed once. Raises
+    `CodexMissing`."""
     path = connection.codex_path or next(iter(settings.CODEX_PATHS), "")
     is_allowed = path in settings.CODEX_PATHS and Path(path).is_absolute()
     if not is_allowed or not Path(path).is_file() or not os.access(path, os.X_OK):

@@ -27,6 +27,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from connections import device
 from connections.actions import Actor, purge_tombstones
 from connections.choices import Rung, Status
 from connections.ladder import RungResult, Verdict, climb, subject_of, verdict
@@ -121,6 +122,16 @@ def _ring(ids: list[uuid.UUID]) -> None:
         logger.warning("the broker takes no probes now (%s)", type(error).__name__)
 
 
+def ring_for_sign_in(attempt_id: uuid.UUID) -> None:
+    """Tells the workers of an attempt; when nobody hears, the sweep finds it."""
+    try:
+        sign_in_by_device.apply_async(
+            args=[str(attempt_id)], retry=False, expires=ASKED_FOR.total_seconds()
+        )
+    except (OperationalError, RedisError, OSError) as error:
+        logger.warning("the broker takes no sign-ins now (%s)", type(error).__name__)
+
+
 # -- the tasks -------------------------------------------------------------------------------------
 
 
@@ -131,9 +142,17 @@ def validate_connection(connection_id: str) -> None:
 
 
 @shared_task
+def sign_in_by_device(attempt_id: str) -> None:
+    """Hands one attempt to the process's loop. Safe to run twice."""
+    get_runtime().submit(device.run(uuid.UUID(attempt_id)), name="sign-in")
+
+
+@shared_task
 def validate_due() -> None:
     """Hands over every probe that is due: those of the schedule, those whose message got lost, and
-    those whose worker died."""
+    those whose worker died; and the attempts to sign in whose message got lost."""
+    for attempt_id in device.waiting():
+        get_runtime().submit(device.run(attempt_id), name="sign-in")
     for connection_id in due():
         get_runtime().submit(probe(connection_id), name="probe")
 

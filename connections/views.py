@@ -175,6 +175,12 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
     context: dict[str, Any] = {"connection": connection, "health": health}
     if request.htmx and request.htmx.target == "health":
         return render(request, "connections/detail.html#health", context)
+    if request.htmx and request.htmx.target == "sign-in":
+        shown = display.SignInShown.of(connection, request.user)
+        response = render(request, "connections/sign_in.html", context | {"sign_in": shown})
+        if shown is None or not shown.is_waiting:
+            response.headers["HX-Refresh"] = "true"  # it is over: all of the page tells how
+        return response
     return _detail_page(request, connection, context)
 
 
@@ -183,7 +189,9 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
 def connection_sign_in(request: HttpRequest, slug: str) -> HttpResponse:
     """Begins a sign-in; its page is the connection's own."""
     connection = _connection(request, slug)
-    sign_in.begin(request.user, connection)
+    attempt = sign_in.begin(request.user, connection)
+    if attempt.by_device:
+        tasks.ring_for_sign_in(attempt.pk)
     return SeeOther(f"{resolve_url(connection)}#sign-in")
 
 

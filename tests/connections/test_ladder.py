@@ -312,7 +312,7 @@ async def test_a_faulty_configuration_makes_no_call(reason):
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     ("provider_type", "auth_type"),
-    [("bedrock", "environment"), ("openai", "oauth"), ("vertex", "environment")],
+    [("bedrock", "environment"), ("vertex", "environment")],
 )
 def test_types_of_another_build_fail_on_config(provider_type, auth_type):
     made = Connection.objects.create(

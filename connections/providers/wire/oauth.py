@@ -12,7 +12,8 @@ import hashlib
 import math
 import re
 import secrets
-from base64 import urlsafe_b64encode
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -68,13 +69,14 @@ class Issuer:
 class Tokens:
     """What an issuer gave. `lifetime` in seconds, None when it doesn't tell; `refresh_token` ""
     when there is none; `account` is the label of whose they are, `kind` "personal", "organisation"
-    or "" (not told)."""
+    or "" (not told); `more` is what calls need besides."""
 
     access_token: str = field(repr=False)
     refresh_token: str = field(default="", repr=False)
     lifetime: float | None = None
     account: str = ""
     kind: str = ""
+    more: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 # -- signing in ------------------------------------------------------------------------------------
@@ -157,15 +159,32 @@ def tokens_of(payload: Any) -> Tokens:
         raise ProviderError(ErrorKind.PROTOCOL, "The answer is not a JSON object.")
     if str(payload.get("token_type") or "bearer").lower() != "bearer":
         raise ProviderError(ErrorKind.PROTOCOL, "The tokens are not bearer tokens.")
-    refresh_token = payload.get("refresh_token")
+    access_token, refresh_token = _token(payload.get("access_token")), payload.get("refresh_token")
     account, kind = _account(payload)
     return Tokens(
-        access_token=_token(payload.get("access_token")),
+        access_token=access_token,
         refresh_token=_token(refresh_token) if refresh_token else "",
-        lifetime=_lifetime(payload.get("expires_in")),
+        lifetime=_lifetime(payload.get("expires_in")) or lifetime_of(access_token),
         account=account,
         kind=kind,
     )
+
+
+def claims_of(token: Any) -> dict[str, Any]:
+    """What a JWT says of itself, unproven: it came from the issuer over TLS. {} for another
+    form."""
+    try:
+        part = token.split(".")[1]
+        claims = loads(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (AttributeError, IndexError, ValueError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def lifetime_of(token: str) -> float | None:
+    """The seconds that a JWT has left, by its own word; at least one, so that it is renewed."""
+    expires = claims_of(token).get("exp")
+    return _lifetime(max(1.0, expires - time.time())) if isinstance(expires, int | float) else None
 
 
 def _token(value: Any) -> str:
