@@ -43,6 +43,17 @@ def string(name: str, default: str | None = None) -> str | None:
     return default if value is None else value.strip()
 
 
+def address(name: str, default: str) -> str:
+    """An http or https URL without credentials or a fragment."""
+    value = string(name) or default
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise BadEnv(f"{name}: use https://host/path, without credentials")
+    if "#" in value or any(char.isspace() for char in value):
+        raise BadEnv(f"{name}: use https://host/path, without a fragment or spaces")
+    return value
+
+
 def boolean(name: str, default: bool = False) -> bool:
     value = (_raw(name) or "").strip().lower()
     if not value:

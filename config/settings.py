@@ -137,6 +137,34 @@ ENVIRONMENT_AUTH = env.chosen(
 
 # In place of Google's token endpoint, for tests: an address on this machine only.
 GOOGLE_TOKEN_URL = env.loopback_url("PATCHBAY_GOOGLE_TOKEN_URL")
+# Signing in to a provider (auth type oauth), off while the client id is empty. Nothing of it is
+# shipped: whose client an installation may be is between its operator and the provider.
+OAUTH = {
+    "anthropic": {
+        "client_id": env.string("PATCHBAY_OAUTH_ANTHROPIC_CLIENT_ID") or "",
+        "authorize_url": env.address(
+            "PATCHBAY_OAUTH_ANTHROPIC_AUTHORIZE_URL", "https://claude.ai/oauth/authorize?code=true"
+        ),
+        "token_url": env.address(
+            "PATCHBAY_OAUTH_ANTHROPIC_TOKEN_URL", "https://console.anthropic.com/v1/oauth/token"
+        ),
+        "redirect_uri": env.address(
+            "PATCHBAY_OAUTH_ANTHROPIC_REDIRECT_URI",
+            "https://console.anthropic.com/oauth/code/callback",
+        ),
+        "scopes": env.string("PATCHBAY_OAUTH_ANTHROPIC_SCOPES") or "user:profile user:inference",
+        "json_body": env.boolean("PATCHBAY_OAUTH_ANTHROPIC_JSON", True),
+    },
+    # The person signs in through the Codex binary; what it needs is with it.
+    "openai": {
+        "client_id": env.string("PATCHBAY_OAUTH_OPENAI_CLIENT_ID") or "",
+        "token_url": env.address("PATCHBAY_OAUTH_OPENAI_ISSUER", "https://auth.openai.com").rstrip(
+            "/"
+        )
+        + "/oauth/token",
+        "json_body": True,
+    },
+}
 
 # -- turns -----------------------------------------------------------------------------------------
 TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)

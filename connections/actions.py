@@ -29,7 +29,7 @@ from connections.choices import (
     ProviderType,
     Status,
 )
-from connections.models import Connection, Secret, WorkspaceConnection
+from connections.models import Connection, Secret, SignIn, WorkspaceConnection
 from connections.providers.base import ListedModel
 from connections.registry import usage_of
 from connections.validation import (
@@ -67,6 +67,16 @@ MATTERS = frozenset(
 _HEALTH = ("revision", "health", "health_at", "health_error", "checking_until")
 _SYNC = ("models_synced", "sync_due_at", "syncing_until", "synced_at", "sync_error")
 _KEPT_FOR_EXPORT = ("unknown_fields", "imported_as")
+_NO_GRANT = {
+    "account": "",
+    "account_kind": "",
+    "expires_at": None,
+    "renew_at": None,
+    "ended_at": None,
+    "renewing_until": None,
+    "renewing_token": None,
+    "renewal_error": "",
+}
 HINT_FROM = 20  # characters: the last four of a shorter value would give too much of it away
 SLUG_RESERVED_FOR = dt.timedelta(days=7)
 
@@ -226,19 +236,28 @@ def update(
 
 
 def store_secret(
-    actor: Actor, connection: Connection, purpose: str, values: Mapping[str, str]
+    actor: Actor,
+    connection: Connection,
+    purpose: str,
+    values: Mapping[str, str],
+    *,
+    grant: Mapping[str, Any] | None = None,
 ) -> Secret:
     """Seals a secret for what the connection is set to now, in place of the one stored. Expects
-    the connection's row lock."""
+    the connection's row lock. `grant`: what stands beside the tokens of a sign-in; a renewal that
+    is under way then finds its lease gone."""
     secret = connection.secrets.filter(purpose=purpose).first()
     old_host = _host_of(secret.binding) if secret else ""
     value = Plain(json.dumps(dict(values)))
     secret = secret or Secret(connection=connection, purpose=purpose, value=value)
     secret.binding, secret.value = connection.binding, value
+    hinted = {} if grant is not None else values
     secret.hints = {
         name: value[-4:] if len(value) >= HINT_FROM and name != "service_account_json" else ""
-        for name, value in values.items()
+        for name, value in hinted.items()
     }
+    for name, none in _NO_GRANT.items():
+        setattr(secret, name, (grant or {}).get(name, none))
     secret.created_at = timezone.now()
     secret.created_by = actor if isinstance(actor, User) else None
     try:
@@ -255,6 +274,39 @@ def store_secret(
         **({"old_host": old_host} if old_host else {}),
     )
     return secret
+
+
+def store_sign_in(
+    actor: Actor, connection: Connection, values: Mapping[str, str], *, grant: Mapping[str, Any]
+) -> None:
+    """Seals the tokens of a sign-in; what was validated before no longer counts. Expects the
+    connection's row lock."""
+    store_secret(actor, connection, Secret.Purpose.AUTH, values, grant=grant)
+    _unchecked(connection)
+    connection.save(update_fields=[*_HEALTH])
+    record(
+        actor,
+        "connection.sign_in",
+        connection,
+        account=grant["account"],
+        account_kind=grant["account_kind"],
+    )
+
+
+def sign_out(actor: Actor, connection: Connection) -> bool:
+    """Destroys the tokens of a sign-in and closes what is open; False when there are none. Takes
+    the row lock."""
+    with transaction.atomic():
+        row = _locked(connection)
+        stored = row.secrets.filter(purpose=Secret.Purpose.AUTH).first()
+        row.sign_ins.filter(state=SignIn.State.OPEN).update(state=SignIn.State.CANCELLED)
+        if row.auth_type != AuthType.OAUTH or stored is None:
+            return False
+        record(actor, "connection.sign_out", row, account=stored.account)
+        _destroy(actor, row, stored)
+        _unchecked(row)
+        row.save(update_fields=[*_HEALTH])
+    return True
 
 
 def set_enabled(
@@ -383,6 +435,7 @@ def delete(actor: Actor, connection: Connection) -> Deleted:
         row.save()
         for secret in row.secrets.all():
             _destroy(actor, row, secret)
+        row.sign_ins.all().delete()
         row.workspace_rows.all().delete()
         cleared = [link.workspace.name for link in links if link.is_default]
         record(
@@ -687,18 +740,27 @@ def _asks_for_secrets(
 ) -> dict[str, list[str]]:
     errors = {}
     for purpose in purposes:
-        host = _host_of(stored[purpose].binding)
+        binding = stored[purpose].binding
         if purpose == Secret.Purpose.HEADERS:
             field = "extra_headers"
         else:
             field = next(iter(SECRET_FIELDS[AuthType(connection.auth_type)]), "auth_type")
-        errors[field] = [
-            _(
+        if field != "auth_type":
+            text = _(
                 "Enter this again: what is stored was entered for %(host)s with other settings, "
                 "and is sent nowhere else."
             )
-            % {"host": host}
-        ]
+        elif binding.split(" ")[1] == AuthType.OAUTH:
+            text = _(
+                "Sign out on the connection's page first: it is signed in for %(host)s with other "
+                "settings, and the sign-in is sent nowhere else."
+            )
+        else:
+            text = _(
+                "A key for %(host)s is stored here. Keep it, and add another connection for "
+                "signing in."
+            )
+        errors[field] = [text % {"host": _host_of(binding)}]
     return errors
 
 

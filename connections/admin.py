@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from connections import actions, tasks
-from connections.models import Connection, ProbeResult, Secret, WorkspaceConnection
+from connections.models import Connection, ProbeResult, Secret, SignIn, WorkspaceConnection
 from connections.providers.base import ErrorKind
 from connections.sentences import Reason, sentence
 from connections.validation import FIELDS, clean_connection
@@ -212,15 +212,33 @@ class ConnectionAdmin(admin.ModelAdmin):
 class SecretAdmin(ReadOnly, admin.ModelAdmin):
     """That there is one, and for what: nothing of its value is loaded."""
 
-    list_display = ("connection", "purpose", "binding", "created_at", "created_by")
+    list_display = ("connection", "purpose", "binding", "account", "created_at", "created_by")
     list_filter = ("purpose",)
     list_select_related = ("connection", "created_by")
     search_fields = ("connection__name", "connection__slug", "binding")
     date_hierarchy = "created_at"
-    fields = ("connection", "purpose", "binding", "created_at", "created_by")
+    fields = (
+        *("connection", "purpose", "binding", "created_at", "created_by"),
+        *("account", "account_kind", "expires_at", "ended_at", "renewals", "renewal_error"),
+    )
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
         return super().get_queryset(request).defer("value", "hints")
+
+
+@admin.register(SignIn)
+class SignInAdmin(ReadOnly, admin.ModelAdmin):
+    """Who tried to sign a connection in, and how it ended: what proves it isn't loaded."""
+
+    list_display = ("started_at", "connection", "started_by", "state", "expires_at")
+    list_filter = ("state", "connection")
+    list_select_related = ("connection", "started_by")
+    search_fields = ("connection__name", "connection__slug", "started_by__email")
+    date_hierarchy = "started_at"
+    fields = ("connection", "started_at", "started_by", "state", "expires_at", "tries")
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).defer("value")
 
 
 @admin.register(WorkspaceConnection)

@@ -13,11 +13,25 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy as _lazy
 
+from connections import providers, sign_in
 from connections.capabilities import Capabilities, capabilities, usable_models
-from connections.choices import AccessMode, MidStream, Outcome, Rung, Status, Wire
+from connections.choices import (
+    AccessMode,
+    AuthType,
+    MidStream,
+    Outcome,
+    ProviderType,
+    Rung,
+    Status,
+    Wire,
+)
+from connections.issuers import issuer_for
 from connections.models import Connection, ProbeResult, Secret
+from connections.providers.base import ErrorKind, Target
 from connections.resolve import Candidates
-from connections.sentences import Sentence, sentence
+from connections.sentences import Reason, Sentence, sentence
+from connections.targets import configuration_fault
+from workspaces.models import User
 
 PROBES_DRAWN = 60
 MODELS_SHOWN = 200
@@ -31,8 +45,13 @@ _AGED = (Status.VALID, Status.FAILED)
 
 def _health_sentence(connection: Connection, status: Status) -> Sentence | None:
     """What to do about the status, None when there is nothing to do."""
+    signs_in = connection.auth_type == AuthType.OAUTH
+    if status == Status.INCOMPLETE and signs_in:
+        return sentence(configuration_fault(connection) or status.value)
     if status in (Status.INCOMPLETE, Status.SEALED):
         return sentence(status.value)
+    if status == Status.FAILED and signs_in and connection.health_error == ErrorKind.AUTH:
+        return sentence(ErrorKind.SIGN_IN_AGAIN)  # there is no key to paste
     if status == Status.FAILED:
         return sentence(connection.health_error, connection.auth_type)
     return None
@@ -68,7 +87,16 @@ class Row:
 
     @property
     def note(self) -> str:
+        if self.status == Status.INCOMPLETE and self.connection.auth_type == AuthType.OAUTH:
+            words = _health_sentence(self.connection, self.status)
+            return str(words.title) if words else ""
         return self.connection.paused_message if self.status == Status.DISABLED else ""
+
+    @property
+    def account(self) -> str:
+        """Whose login it is, "" for a key."""
+        stored = self.connection.secret_for(Secret.Purpose.AUTH)
+        return account_of(stored) if stored else ""
 
     @property
     def menu_id(self) -> str:
@@ -179,6 +207,59 @@ def _bar(probe: ProbeResult) -> Bar:
     return Bar(tone, level, f"{when}: {outcome}{took}")
 
 
+# -- signing in ------------------------------------------------------------------------------------
+
+
+def account_of(secret: Secret) -> str:
+    """“Personal login: somebody@example.com”, as far as the provider told; "" for a key."""
+    kind = str(secret.get_account_kind_display())
+    return ": ".join(filter(None, (kind, secret.account)))
+
+
+@dataclass(frozen=True, slots=True)
+class SignInShown:
+    """What the section “Sign in” of a connection's page says."""
+
+    provider: str
+    host: str  # where the tokens go
+    off: str = ""  # why nobody can sign in now
+    secret: Secret | None = None  # of the sign-in there is, or was
+    step: sign_in.Step | None = None  # of the sign-in under way
+
+    @property
+    def is_signed_in(self) -> bool:
+        return self.secret is not None and self.secret.ended_at is None
+
+    @property
+    def account(self) -> str:
+        return account_of(self.secret) if self.secret else ""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the page asks for itself: something comes without the person's doing here."""
+        return self.step is not None and self.step.is_open and self.step.attempt.by_device
+
+    @classmethod
+    def of(cls, connection: Connection, user: User) -> SignInShown | None:
+        """None for a connection with another way to authenticate; else at most one query."""
+        if connection.auth_type != AuthType.OAUTH:
+            return None
+        provider = ProviderType(connection.provider_type)
+        found = providers.PROVIDERS.get(provider)
+        if found is None or AuthType.OAUTH not in found.auth_types:
+            return cls(provider.label, "", sentence(Reason.NOT_AVAILABLE).text)
+        host = found.origin(Target(provider, AuthType.OAUTH, connection.base_url))
+        stored = connection.secret_for(Secret.Purpose.AUTH)
+        if stored is not None and stored.binding != connection.binding:
+            stored = None
+        if issuer_for(provider) is None:
+            return cls(provider.label, host, sign_in.off_text(provider), stored)
+        if configuration_fault(connection) is Reason.CODEX_MISSING:
+            return cls(provider.label, host, sentence(Reason.CODEX_MISSING).text, stored)
+        step = sign_in.step_of(user, connection)
+        return cls(provider.label, host, secret=stored, step=step)
+
+
 # -- facts -----------------------------------------------------------------------------------------
 
 
@@ -250,9 +331,15 @@ def _secret_facts(connection: Connection) -> list[Fact]:
             state = _("Unreadable")
         elif secret.binding != connection.binding:
             state = _("Entered for other settings; never sent")
+        elif secret.ended_at:
+            state = _("Ended %(when)s; sign in again") % {"when": _moment(secret.ended_at)}
+        elif connection.auth_type == AuthType.OAUTH and secret.purpose == Secret.Purpose.AUTH:
+            state = _("Signed in %(when)s") % {"when": _moment(secret.created_at)}
         else:
             state = _("Stored %(when)s") % {"when": _moment(secret.created_at)}
         shown.append(Fact(secret.get_purpose_display(), state))
+        if account := account_of(secret):
+            shown.append(Fact(_("Account"), account))
         if secret.purpose == Secret.Purpose.AUTH:
             shown += [
                 Fact(_SECRET_LABELS.get(name, name), _("ends in …%(last)s") % {"last": last})

@@ -15,7 +15,7 @@ from django.utils.functional import Promise, cached_property
 from django.utils.translation import gettext as _t
 from django.utils.translation import gettext_lazy as _
 
-from connections import actions, validation
+from connections import actions, providers, validation
 from connections.choices import (
     ALLOWED_AUTH,
     SECRET_FIELDS,
@@ -27,7 +27,9 @@ from connections.choices import (
     ProviderType,
     Wire,
 )
+from connections.issuers import issuer_for
 from connections.models import Connection, Secret
+from connections.sign_in import off_text
 from workspaces.models import User, Workspace
 
 # Never rendered, never sent when the form only changes its fields.
@@ -43,14 +45,19 @@ _BASE_URLS = {
     ProviderType.VERTEX: "https://us-central1-aiplatform.googleapis.com",
 }
 _SECRET_HELP = {
-    AuthType.OAUTH: _(
-        "Save first; then sign in from the connection's page. Nothing is typed here."
-    ),
     AuthType.ENVIRONMENT: _(
         "Nothing is stored: the worker uses the credentials of the server's own environment."
     ),
     AuthType.NONE: _("Requests are sent without a key."),
 }
+
+
+def _sign_in_help(provider: ProviderType) -> str:
+    text = _t("Save first; then sign in from the connection's page. Nothing is typed here.")
+    available = providers.PROVIDERS.get(provider)
+    if available is None or AuthType.OAUTH not in available.auth_types:
+        return text
+    return text if issuer_for(provider) else f"{off_text(provider)} {text}"
 
 
 class _Plain:
@@ -414,8 +421,13 @@ class ConnectionForm(forms.Form):
             folded = ["auth_header max_tokens_field", *folded]
         if folds_base_url:
             folded = ["base_url", *folded]
-        credentials = _SECRET_HELP.get(
-            self.auth, _("Encrypted, sent to this provider and address only, never shown again.")
+        credentials = (
+            _sign_in_help(provider)
+            if self.auth == AuthType.OAUTH
+            else _SECRET_HELP.get(
+                self.auth,
+                _("Encrypted, sent to this provider and address only, never shown again."),
+            )
         )
         window = _(
             "A custom endpoint counts as 128,000 tokens of text unless a model says otherwise."

@@ -49,7 +49,7 @@ ANSWER_TOKENS = 16
 MOST_CHARACTERS = 20_000  # of an answer by a server that ignores the limit
 # A refusal of these kinds says that there is no such call there, and nothing about the key.
 _NO_SUCH_CALL = frozenset({ErrorKind.ENDPOINT_NOT_FOUND, ErrorKind.PROTOCOL})
-_ABOUT_THE_KEY = frozenset({ErrorKind.AUTH, ErrorKind.FORBIDDEN})
+_ABOUT_THE_KEY = frozenset({ErrorKind.AUTH, ErrorKind.SIGN_IN_AGAIN, ErrorKind.FORBIDDEN})
 _BROKEN_STREAM = frozenset({ErrorKind.TRUNCATED, ErrorKind.PROTOCOL, ErrorKind.TIMEOUT})
 
 

@@ -224,7 +224,8 @@ class Connection(orm.Model):
             return Status.SEALED
         if any(secret.binding != self.binding for secret in stored):
             return Status.INCOMPLETE
-        if self.needs_secret and self.secret_for(Secret.Purpose.AUTH) is None:
+        auth = self.secret_for(Secret.Purpose.AUTH)
+        if self.needs_secret and (auth is None or auth.ended_at):
             return Status.INCOMPLETE
         if self.checking_until and self.checking_until > timezone.now():
             return Status.CHECKING
@@ -254,11 +255,19 @@ class Secret(orm.Model):
     The sealed value is UTF-8 JSON, an object of texts: the fields of `choices.SECRET_FIELDS` for
     the purpose `auth`, header names and values for `headers`. `hints` has the last four characters
     of each long enough value.
+
+    The tokens of a sign-in (`access_token`, `refresh_token`, `issuer`) have no hints, but a label
+    and two times beside them. Whoever renews them holds `renewing_until` with a token of its own:
+    a compare-and-set, as no transaction may span the call (`connections.renewal`).
     """
 
     class Purpose(orm.TextChoices):
         AUTH = "auth", _("Authentication")
         HEADERS = "headers", _("Extra headers")
+
+    class AccountKind(orm.TextChoices):
+        PERSONAL = "personal", _("Personal login")
+        ORGANISATION = "organisation", _("Organisation's login")
 
     id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="secrets")
@@ -270,6 +279,22 @@ class Secret(orm.Model):
     created_by = orm.ForeignKey(
         settings.AUTH_USER_MODEL, orm.SET_NULL, null=True, blank=True, related_name="+"
     )
+
+    # Of a sign-in only.
+    account = orm.CharField(_("account"), max_length=254, blank=True, default="")
+    account_kind = orm.CharField(
+        _("kind of account"), max_length=12, choices=AccountKind, blank=True, default=""
+    )
+    expires_at = orm.DateTimeField(null=True, blank=True, editable=False)
+    renew_at = orm.DateTimeField(null=True, blank=True, editable=False)
+    # The issuer refused to renew: the tokens are destroyed, a person has to sign in again.
+    ended_at = orm.DateTimeField(null=True, blank=True, editable=False)
+    renewing_until = orm.DateTimeField(null=True, blank=True, editable=False)
+    renewing_token = orm.UUIDField(null=True, blank=True, editable=False)
+    # Renewals that came to an end, and the `ErrorKind` of the last one: who waited for it takes
+    # its outcome instead of asking the issuer once more.
+    renewals = orm.PositiveIntegerField(default=0, editable=False)
+    renewal_error = orm.CharField(max_length=24, blank=True, default="", editable=False)
 
     class Meta:
         verbose_name = _("secret")
@@ -294,6 +319,55 @@ class Secret(orm.Model):
         except VaultError:
             return False
         return True
+
+
+class SignIn(orm.Model):
+    """One attempt to sign a connection in, from the button to the tokens.
+
+    The sealed value is UTF-8 JSON: `state` and `verifier` of a flow in which a person pastes a
+    code; `url` and `code` of one in which they type it at the provider (`by_device`), {} until a
+    worker has them. An attempt ends by itself (`expires_at`), and whoever finishes it holds
+    `busy_until`. `error` is the `ErrorKind` of a failure, `detail` the provider's words, for
+    admins.
+    """
+
+    class State(orm.TextChoices):
+        OPEN = "open", _("Open")
+        DONE = "done", _("Signed in")
+        FAILED = "failed", _("Failed")
+        CANCELLED = "cancelled", _("Cancelled")
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="sign_ins")
+    started_by = orm.ForeignKey(settings.AUTH_USER_MODEL, orm.CASCADE, related_name="+")
+    started_at = orm.DateTimeField(default=timezone.now)
+    expires_at = orm.DateTimeField()
+    state = orm.CharField(max_length=10, choices=State, default=State.OPEN)
+    binding = orm.CharField(max_length=2100)
+    value = SealedField(bound_to="place")
+    by_device = orm.BooleanField(default=False)
+    tries = orm.PositiveSmallIntegerField(default=0)
+    error = orm.CharField(max_length=24, blank=True, default="")
+    detail = orm.CharField(max_length=500, blank=True, default="")
+    busy_until = orm.DateTimeField(null=True, blank=True)
+    busy_token = orm.UUIDField(null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("sign-in")
+        verbose_name_plural = _("sign-ins")
+        ordering = ["-started_at"]
+
+    def __str__(self) -> str:
+        return f"{self.connection_id} {self.started_at:%Y-%m-%d %H:%M}"
+
+    @property
+    def place(self) -> str:
+        """What the sealed value is bound to: this connection, at this destination."""
+        return f"{self.connection_id} {self.binding}"
+
+    @property
+    def is_open(self) -> bool:
+        return self.state == self.State.OPEN and self.expires_at > timezone.now()
 
 
 class WorkspaceConnection(orm.Model):
@@ -359,5 +433,6 @@ __all__ = [
     "Connection",
     "ProbeResult",
     "Secret",
+    "SignIn",
     "WorkspaceConnection",
 ]

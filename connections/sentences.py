@@ -21,6 +21,8 @@ class Reason(enum.StrEnum):
     """Why a connection isn't called, or a call wasn't made; stored beside the error kinds."""
 
     INCOMPLETE = "incomplete"
+    NOT_SIGNED_IN = "not_signed_in"
+    OAUTH_OFF = "oauth_off"
     SEALED = "sealed"
     NOT_AVAILABLE = "not_available"
     ENVIRONMENT_OFF = "environment_off"
@@ -39,6 +41,9 @@ class Reason(enum.StrEnum):
     TURN_TIMEOUT = "turn_timeout"
     TOO_MANY_STEPS = "too_many_steps"
     INTERNAL = "internal"
+
+
+Fault = Reason | ErrorKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,13 @@ _SENTENCES: dict[str, Sentence] = {
         _("The provider rejected this key."),
         _("Paste a new key and validate again."),
         _("Ask an admin to enter a new one."),
+    ),
+    ErrorKind.SIGN_IN_AGAIN: Sentence(
+        _("Sign in again"),
+        _("The provider doesn't take this connection's sign-in any more."),
+        _("Sign in again on the connection's page."),
+        _("Ask an admin to sign the connection in again."),
+        tone="warning",
     ),
     ErrorKind.FORBIDDEN: Sentence(
         _("Not permitted"),
@@ -226,6 +238,20 @@ _SENTENCES: dict[str, Sentence] = {
         _("This connection has no secret for the address and authentication it is set to."),
         _("Enter it on the connection's edit page."),
         _("Ask an admin to enter it."),
+        tone="warning",
+    ),
+    Reason.NOT_SIGNED_IN: Sentence(
+        _("Not signed in"),
+        _("Nobody has signed this connection in yet."),
+        _("Sign in on the connection's page."),
+        _("Ask an admin to sign it in."),
+        tone="warning",
+    ),
+    Reason.OAUTH_OFF: Sentence(
+        _("Signing in is off"),
+        _("Signing in to this provider isn't set up on this server."),
+        _("Have the operator set the provider's client id (PATCHBAY_OAUTH_…_CLIENT_ID)."),
+        _ASK_ADMIN,
         tone="warning",
     ),
     Reason.SEALED: Sentence(

@@ -6,6 +6,9 @@ The error tree; `reason` says which sentence a person reads::
     ├── NotAvailable      this build has no such provider, or not with this way to authenticate
     ├── SecretMissing     none is stored
     ├── BindingMismatch   one is stored, for another address, provider or way to authenticate
+    ├── NotSignedIn       nobody has signed in, or for something else
+    ├── SignInEnded       somebody had, and the issuer renews it no more
+    ├── OAuthOff          the operator hasn't set up signing in to this provider
     ├── SecretUnreadable  its key isn't at hand, or the stored bytes were changed or moved
     ├── CodexMissing      the binary isn't there, or isn't one of the operator's any more
     ├── EnvironmentOff    the operator doesn't lend the server's own credentials to this provider
@@ -23,16 +26,18 @@ from django.conf import settings
 
 from connections import providers
 from connections.choices import AuthType, ProviderType
+from connections.issuers import issuer_for
 from connections.models import Connection, Secret
-from connections.providers.base import Provider, Target
-from connections.sentences import Reason
+from connections.providers.base import ErrorKind, Provider, Target
+from connections.renewal import Renewed, stored_tokens
+from connections.sentences import Fault, Reason
 from workspaces import vault
 
 
 class TargetError(Exception):
     """A connection can't be called as it is. Never carries a secret."""
 
-    reason: ClassVar[Reason]
+    reason: ClassVar[Fault]
 
     def __init__(self) -> None:
         super().__init__(self.reason.value)
@@ -48,6 +53,18 @@ class SecretMissing(TargetError):
 
 class BindingMismatch(TargetError):
     reason = Reason.INCOMPLETE
+
+
+class NotSignedIn(TargetError):
+    reason = Reason.NOT_SIGNED_IN
+
+
+class SignInEnded(TargetError):
+    reason = ErrorKind.SIGN_IN_AGAIN
+
+
+class OAuthOff(TargetError):
+    reason = Reason.OAUTH_OFF
 
 
 class SecretUnreadable(TargetError):
@@ -74,7 +91,7 @@ _VARIABLES = {
 }
 
 
-def availability(connection: Connection) -> Reason | None:
+def availability(connection: Connection) -> Fault | None:
     """Why this connection can't be used now, or None. No network; no query when `secrets` is
     prefetched, else one. Opens the secrets (about 20 µs each) and forgets them."""
     if connection.deleted_at is not None:
@@ -84,7 +101,7 @@ def availability(connection: Connection) -> Reason | None:
     return configuration_fault(connection)
 
 
-def configuration_fault(connection: Connection) -> Reason | None:
+def configuration_fault(connection: Connection) -> Fault | None:
     """As `availability`, but a paused connection may be tested too."""
     if connection.deleted_at is not None:
         return Reason.DELETED
@@ -108,10 +125,14 @@ def provider_of(connection: Connection) -> Provider:
 def target_of(connection: Connection) -> Target:
     """The connection with its secrets opened, for one call or turn. Raises `TargetError`."""
     provider_of(connection)
+    fresh: Renewed | None = None
     on_codex = connection.provider_type == ProviderType.OPENAI
-    codex_path = _codex_path(connection) if on_codex else ""
+    codex_path = codex_path_of(connection) if on_codex else ""
     if connection.auth_type == AuthType.ENVIRONMENT:
         secret = _lent(connection)
+    elif connection.auth_type == AuthType.OAUTH:
+        fresh = _signed_in(connection)
+        secret = fresh.fields
     else:
         secret = _opened(connection, Secret.Purpose.AUTH)
     if connection.needs_secret and not secret:
@@ -130,11 +151,13 @@ def target_of(connection: Connection) -> Target:
         project=connection.gcp_project_id,
         token_url=settings.GOOGLE_TOKEN_URL,
         codex_path=codex_path,
+        fresh=fresh,
     )
 
 
-def _codex_path(connection: Connection) -> str:
-    """The binary, which must be one of the operator's: what is stored was allowed once."""
+def codex_path_of(connection: Connection) -> str:
+    """The binary, which must be one of the operator's: what is stored was allowed once. Raises
+    `CodexMissing`."""
     path = connection.codex_path or next(iter(settings.CODEX_PATHS), "")
     is_allowed = path in settings.CODEX_PATHS and Path(path).is_absolute()
     if not is_allowed or not Path(path).is_file() or not os.access(path, os.X_OK):
@@ -152,6 +175,21 @@ def _lent(connection: Connection) -> dict[str, str]:
     if not (key := os.environ.get(name, "").strip()):
         raise EnvironmentEmpty
     return {"api_key": key}
+
+
+def _signed_in(connection: Connection) -> Renewed:
+    """The tokens at hand, and who renews them when it is time; the refresh token stays behind."""
+    if issuer_for(connection.provider_type) is None:
+        raise OAuthOff
+    stored = connection.secret_for(Secret.Purpose.AUTH)
+    if stored is None or stored.binding != connection.binding:
+        raise NotSignedIn
+    if stored.ended_at is not None:
+        raise SignInEnded
+    try:
+        return Renewed(stored.pk, stored_tokens(stored))
+    except (vault.VaultError, ValueError):
+        raise SecretUnreadable from None
 
 
 def _opened(connection: Connection, purpose: Secret.Purpose) -> dict[str, str]:

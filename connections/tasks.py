@@ -27,10 +27,11 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from connections import device
 from connections.actions import Actor, purge_tombstones, take_models
 from connections.choices import Rung, Status
 from connections.ladder import RungResult, Verdict, climb, subject_of, verdict
-from connections.models import Connection, ProbeResult
+from connections.models import Connection, ProbeResult, SignIn
 from connections.providers.base import ErrorKind, ListedModel, ProviderError
 from connections.sentences import Reason
 from connections.targets import TargetError, provider_of, target_of
@@ -49,6 +50,7 @@ HISTORY = dt.timedelta(days=90)
 REFRESH_EVERY = dt.timedelta(hours=24)
 REFRESH_AGAIN = dt.timedelta(hours=3)  # after a failure
 REFRESH_SECONDS = 60.0
+SIGN_INS_KEPT = dt.timedelta(days=1)  # after they ended: a late paste is told why
 MOST_DUE = 500  # connections taken by one sweep
 USED_EVERY = dt.timedelta(minutes=1)  # how often a busy connection's row is written
 
@@ -65,6 +67,8 @@ _PASSING = frozenset(
         Reason.DNS,
         Reason.INTERNAL,
         Reason.INCOMPLETE,
+        Reason.NOT_SIGNED_IN,
+        Reason.OAUTH_OFF,
         Reason.SEALED,
         Reason.NOT_AVAILABLE,
         Reason.ENVIRONMENT_OFF,
@@ -140,6 +144,16 @@ def _ring(ids: list[uuid.UUID], *, task: Any = None) -> None:
         logger.warning("the broker takes no probes now (%s)", type(error).__name__)
 
 
+def ring_for_sign_in(attempt_id: uuid.UUID) -> None:
+    """Tells the workers of an attempt; when nobody hears, the sweep finds it."""
+    try:
+        sign_in_by_device.apply_async(
+            args=[str(attempt_id)], retry=False, expires=ASKED_FOR.total_seconds()
+        )
+    except (OperationalError, RedisError, OSError) as error:
+        logger.warning("the broker takes no sign-ins now (%s)", type(error).__name__)
+
+
 # -- the tasks -------------------------------------------------------------------------------------
 
 
@@ -150,9 +164,17 @@ def validate_connection(connection_id: str) -> None:
 
 
 @shared_task
+def sign_in_by_device(attempt_id: str) -> None:
+    """Hands one attempt to the process's loop. Safe to run twice."""
+    get_runtime().submit(device.run(uuid.UUID(attempt_id)), name="sign-in")
+
+
+@shared_task
 def validate_due() -> None:
     """Hands over every probe that is due: those of the schedule, those whose message got lost, and
-    those whose worker died."""
+    those whose worker died; and the attempts to sign in whose message got lost."""
+    for attempt_id in device.waiting():
+        get_runtime().submit(device.run(attempt_id), name="sign-in")
     for connection_id in due():
         get_runtime().submit(probe(connection_id), name="probe")
 
@@ -172,8 +194,10 @@ def refresh_models_due() -> None:
 
 @shared_task
 def prune() -> None:
-    """Drops probes older than the history, and tombstones that nothing needs."""
-    ProbeResult.objects.filter(started_at__lt=timezone.now() - HISTORY).delete()
+    """Drops old probes, attempts to sign in long over, and tombstones that nothing needs."""
+    now = timezone.now()
+    ProbeResult.objects.filter(started_at__lt=now - HISTORY).delete()
+    SignIn.objects.filter(expires_at__lt=now - SIGN_INS_KEPT).delete()
     purge_tombstones()
 
 
@@ -382,7 +406,7 @@ def record_turn_outcome(
         rows.filter(stale | ~Q(health=Status.VALID)).update(
             last_used_at=now, health=Status.VALID, health_at=now, health_error=""
         )
-    elif error_kind == ErrorKind.AUTH:
-        rows.exclude(health=Status.FAILED, health_error=ErrorKind.AUTH).update(
-            health=Status.FAILED, health_at=now, health_error=ErrorKind.AUTH
+    elif error_kind in (ErrorKind.AUTH, ErrorKind.SIGN_IN_AGAIN):
+        rows.exclude(health=Status.FAILED, health_error=error_kind).update(
+            health=Status.FAILED, health_at=now, health_error=error_kind
         )

@@ -21,7 +21,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, registry, tasks, validation
+from connections import actions, display, registry, sign_in, tasks, validation
 from connections.capabilities import usable_models
 from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
@@ -166,13 +166,62 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
         return render(request, "connections/detail.html#models", context | _models(connection))
     if request.htmx and request.htmx.target == "health":
         return render(request, "connections/detail.html#health", context)
-    context |= {
-        "crumbs": connection_crumbs(connection),
-        "facts": display.facts(connection),
-        **_models(connection),
-        "mid_stream_choices": display.MID_STREAM_CHOICES,
-    }
-    return render(request, "connections/detail.html", context)
+    if request.htmx and request.htmx.target == "sign-in":
+        shown = display.SignInShown.of(connection, request.user)
+        response = render(request, "connections/sign_in.html", context | {"sign_in": shown})
+        if shown is None or not shown.is_waiting:
+            response.headers["HX-Refresh"] = "true"  # it is over: all of the page tells how
+        return response
+    return _detail_page(request, connection, context)
+
+
+@require_POST
+@_answers_refusals
+def connection_sign_in(request: HttpRequest, slug: str) -> HttpResponse:
+    """Begins a sign-in; its page is the connection's own."""
+    connection = _connection(request, slug)
+    attempt = sign_in.begin(request.user, connection)
+    if attempt.by_device:
+        tasks.ring_for_sign_in(attempt.pk)
+    return SeeOther(f"{resolve_url(connection)}#sign-in")
+
+
+@sensitive_post_parameters("code")
+@require_POST
+@_answers_refusals
+def connection_sign_in_finish(request: HttpRequest, slug: str) -> HttpResponse:
+    """`attempt`: which one; `code`: as the provider's page showed it."""
+    connection = _connection(request, slug, "workspace_rows__workspace")
+    attempt, code = request.POST.get("attempt", ""), request.POST.get("code", "")
+    try:
+        sign_in.finish(request.user, connection, attempt_id=attempt, pasted=code)
+    except ValidationError as error:
+        if not hasattr(error, "error_dict"):
+            raise
+        context = {"health": display.Health.of(connection), "sign_in_errors": error.messages}
+        return _detail_page(request, connection, context, status=422)
+    messages.success(request, _("“%(name)s” is signed in.") % {"name": connection.name})
+    _ask_for_validation(request, [connection], "save")
+    return SeeOther(resolve_url(connection))
+
+
+@require_POST
+def connection_sign_in_cancel(request: HttpRequest, slug: str) -> HttpResponse:
+    connection = _connection(request, slug)
+    sign_in.cancel(request.user, connection)
+    return SeeOther(resolve_url(connection))
+
+
+@require_POST
+@_answers_refusals
+def connection_sign_out(request: HttpRequest, slug: str) -> HttpResponse:
+    connection = _connection(request, slug)
+    if actions.sign_out(request.user, connection):
+        said = _("“%(name)s” is signed out; its tokens are destroyed.")
+        messages.success(request, said % {"name": connection.name})
+    else:
+        messages.info(request, _("“%(name)s” was not signed in.") % {"name": connection.name})
+    return SeeOther(resolve_url(connection))
 
 
 @require_POST
@@ -369,6 +418,20 @@ def ai_models(request: HttpRequest, workspace: str, slug: str) -> HttpResponse:
 
 
 # -- the parts -------------------------------------------------------------------------------------
+
+
+def _detail_page(
+    request: HttpRequest, connection: Connection, context: dict[str, Any], *, status: int = 200
+) -> HttpResponse:
+    context |= {
+        "connection": connection,
+        "crumbs": _crumbs(connection),
+        "facts": display.facts(connection),
+        "models": display.models_shown(connection),
+        "mid_stream_choices": display.MID_STREAM_CHOICES,
+        "sign_in": display.SignInShown.of(connection, request.user),
+    }
+    return render(request, "connections/detail.html", context, status=status)
 
 
 def _connection(request: HttpRequest, slug: str, *also: str) -> Connection:

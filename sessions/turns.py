@@ -51,7 +51,15 @@ MAX_WAITING = 200  # messages of one session that wait
 FIRST_WORDS = 50  # characters of the first message that make the title at once
 
 # What another try can't cure: the queue stands still until a person resumes it.
-PAUSING = frozenset({ErrorKind.AUTH, ErrorKind.FORBIDDEN, ErrorKind.QUOTA, *Reason}) - {
+PAUSING = frozenset(
+    {
+        ErrorKind.AUTH,
+        ErrorKind.SIGN_IN_AGAIN,
+        ErrorKind.FORBIDDEN,
+        ErrorKind.QUOTA,
+        *Reason,
+    }
+) - {
     Reason.DNS,
     Reason.INTERNAL,
     Reason.WORKER_LOST,

@@ -201,6 +201,10 @@ def routes(world: World) -> dict[str, Route]:
             admins("detail", GET),
             admins("row", GET),
             admins("edit", FORM, post=(303,)),  # what is left out stays as it is
+            admins("sign_in", POST, post=(400,)),  # it authenticates by a key
+            admins("sign_in_finish", POST, post=(400,)),
+            admins("sign_in_cancel", POST, **posted),
+            admins("sign_out", POST, **posted),
             admins("validate", POST, **posted),
             admins("refresh_models", POST, post=(409,)),  # its list is made by hand
             admins("default", POST, **posted),

@@ -9,8 +9,9 @@ The error tree has one class; `kind` says which sentence a person reads and what
     ProviderError(kind, …)
     ├── another try may help   rate_limited overloaded server timeout connect tls truncated protocol
     │                          process
-    └── it can't               auth forbidden quota model_not_found endpoint_not_found bad_request
-                               too_large context_too_long redirect egress no_credentials
+    └── it can't               auth sign_in_again forbidden quota model_not_found
+                               endpoint_not_found bad_request too_large context_too_long redirect
+                               egress no_credentials
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class ErrorKind(enum.StrEnum):
     """Every way a provider call can fail; the value is stored on turns and probe rungs."""
 
     AUTH = "auth"
+    SIGN_IN_AGAIN = "sign_in_again"  # the issuer takes the stored sign-in no more
     FORBIDDEN = "forbidden"
     QUOTA = "quota"
     RATE_LIMITED = "rate_limited"
@@ -128,7 +130,7 @@ class Target:
     region: str = ""
     project: str = ""
     token_url: str = ""  # where Google's tokens are minted; "" means Google's own
-    codex_path: str = ""  # "" means the server's default binary
+    codex_path: str = ""  # the binary that is run; absolute
     # for a signed-in connection; call `freshened` before the token is used
     fresh: Fresh | None = field(default=None, repr=False, compare=False)
 

@@ -90,7 +90,7 @@ _BY_INFO = {
 
 class Codex(HTTPProvider):
     provider_type = "openai"
-    auth_types = frozenset({"api_key", "api_key_with_endpoint", "environment"})
+    auth_types = frozenset({"api_key", "api_key_with_endpoint", "oauth", "environment"})
     default_base_url = "https://api.openai.com/v1"
     default_wire = "openai-completions"  # for its list of models; a reply is the process's affair
     takes_tools: ClassVar[bool] = False

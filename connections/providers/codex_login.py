@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from base64 import urlsafe_b64decode
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from connections.providers.base import MAX_MESSAGE, ErrorKind, ProviderError
 from connections.providers.codex_home import Home, HomeError, for_sign_in, make_home
 from connections.providers.wire import jsonrpc
 from connections.providers.wire.lenient_json import clean, loads
+from connections.providers.wire.oauth import Tokens, claims_of, lifetime_of
 
 START_SECONDS = 30.0
 CODE_SECONDS = 15 * 60.0  # so long the code is good, and the process waits for it
@@ -37,22 +36,12 @@ class DeviceCode:
     lifetime: float = CODE_SECONDS
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
-    """What the issuer gave. `lifetime` in seconds, None when it doesn't tell; `account` is the
-    label of whose it is, `kind` "personal" or "organisation"; `more` has `account_id`."""
-
-    access_token: str = field(repr=False)
-    refresh_token: str = field(repr=False)
-    lifetime: float | None
-    account: str
-    kind: str
-    more: Mapping[str, str] = field(repr=False)
-
-
-async def device_login(codex_path: str, *, issuer: str = "") -> AsyncIterator[DeviceCode | Login]:
-    """First the code, then the login, at most 15 minutes later. Closing the generator gives the
-    attempt up. `issuer` is another one than ChatGPT's, for tests. Raises `ProviderError`."""
+async def device_login(
+    codex_path: str, *, client_id: str = "", issuer: str = ""
+) -> AsyncIterator[DeviceCode | Tokens]:
+    """First the code, then the tokens, at most 15 minutes later; `more` has their `account_id`.
+    Closing the generator gives the attempt up. `client_id` and `issuer` are others than the
+    binary's own. Raises `ProviderError`."""
     async with AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -61,6 +50,8 @@ async def device_login(codex_path: str, *, issuer: str = "") -> AsyncIterator[De
                 environ = home.environment()
                 if issuer:
                     environ["CODEX_APP_SERVER_LOGIN_ISSUER"] = issuer
+                if client_id:
+                    environ["CODEX_APP_SERVER_LOGIN_CLIENT_ID"] = client_id
                 peer = await stack.enter_async_context(
                     await jsonrpc.Peer.start(
                         [codex_path, "app-server", "--strict-config"],
@@ -122,13 +113,13 @@ def _device_code(begun: Any, issuer: str) -> tuple[str, DeviceCode]:
     return login, DeviceCode(url, code)
 
 
-def _login(home: Home) -> Login | None:
+def _login(home: Home) -> Tokens | None:
     try:
         with (home.home / "auth.json").open("rb") as file:
             stored = loads(file.read(MAX_AUTH))
         tokens = stored["tokens"]
         access, refresh = tokens["access_token"], tokens["refresh_token"]
-        claims = _claims(tokens["id_token"])
+        claims = claims_of(tokens["id_token"])
         about = claims.get(_CLAIMS)
         about = about if isinstance(about, dict) else {}
         account_id = tokens.get("account_id") or about.get("chatgpt_account_id") or ""
@@ -136,30 +127,17 @@ def _login(home: Home) -> Login | None:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    expires = _claims(access).get("exp")
-    lifetime = max(0.0, expires - time.time()) if isinstance(expires, int | float) else None
     plan = str(about.get("chatgpt_plan_type") or "")
     organisation = plan in ("business", "enterprise", "edu", "team")
     email = claims.get("email")
-    return Login(
+    return Tokens(
         access_token=access,
         refresh_token=refresh,
-        lifetime=lifetime,
+        lifetime=lifetime_of(access),
         account=clean(email)[:200] if isinstance(email, str) else "",
         kind="organisation" if organisation else "personal",
         more={"account_id": account_id},
     )
-
-
-def _claims(token: Any) -> dict[str, Any]:
-    """What a token says of itself, unproven: it came from the issuer over TLS. {} for another
-    form."""
-    try:
-        part = token.split(".")[1]
-        claims = loads(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (AttributeError, IndexError, ValueError):
-        return {}
-    return claims if isinstance(claims, dict) else {}
 
 
 def _words(error: Exception) -> str:

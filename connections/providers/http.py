@@ -24,6 +24,7 @@ from connections.providers.base import (
     ModelRequest,
     ProviderError,
     Target,
+    freshened,
 )
 from connections.providers.errors import Scrubber
 from connections.providers.wire import Decoder, Parser, Wire
@@ -82,22 +83,28 @@ class HTTPProvider:
     async def stream(
         self, client: httpx.AsyncClient, target: Target, request: ModelRequest
     ) -> AsyncIterator[Event]:
+        target, renewed = await freshened(target), False
         try:
             wire = self.wire(target, request.model)
             body = wire.body(request, max_tokens_field=target.max_tokens_field)
-            attempt = self._attempt(client, target, request, dumps(body))
+            content = dumps(body)
         except ValueError:
             message = "The conversation can't be written as JSON."
             raise ProviderError(ErrorKind.BAD_REQUEST, message) from None
-        try:
-            first = await anext(attempt)
-        except ProviderError as error:
-            # Some servers refuse what they don't know, and usage is not worth a reply.
-            refused = error.kind is ErrorKind.BAD_REQUEST and "stream_options" in error.message
-            if not refused or not body.pop("stream_options", None):
-                raise
-            attempt = self._attempt(client, target, request, dumps(body))
-            first = await anext(attempt)
+        while True:
+            attempt = self._attempt(client, target, request, content)
+            try:
+                first = await anext(attempt)
+                break
+            except ProviderError as error:
+                # Some servers refuse what they don't know, and usage is not worth a reply.
+                refused = error.kind is ErrorKind.BAD_REQUEST and "stream_options" in error.message
+                if refused and body.pop("stream_options", None):
+                    content = dumps(body)
+                elif _token_refused(target, error) and not renewed:
+                    target, renewed = await _renewed(target), True
+                else:
+                    raise
         async with aclosing(attempt):
             yield first
             async for event in attempt:
@@ -112,14 +119,15 @@ class HTTPProvider:
     ) -> None:
         """Puts in what authenticates: the last that is done to a request, so that it can be signed
         as it goes. Raises ProviderError."""
-        key = target.secret.get("api_key")
+        key = target.secret.get("access_token") or target.secret.get("api_key")
         if not key:
             return
         if not _HEADER_VALUE.fullmatch(key):
             raise ProviderError(
                 ErrorKind.AUTH, "The key has characters that no key can have; it was not sent."
             )
-        if (target.auth_header or self.wire(target).auth_header) == "bearer":
+        header = target.auth_header or self.wire(target).auth_header
+        if "access_token" in target.secret or header == "bearer":
             request.headers["authorization"] = f"Bearer {key}"
         else:
             request.headers["x-api-key"] = key
@@ -135,6 +143,22 @@ class HTTPProvider:
     ) -> Any:
         """The JSON of a GET, or with a body of a POST; `model` is the one that is asked about.
         Raises ProviderError."""
+        target = await freshened(target)
+        try:
+            return await self._lookup(client, target, path, body, model)
+        except ProviderError as error:
+            if not _token_refused(target, error):
+                raise
+        return await self._lookup(client, await _renewed(target), path, body, model)
+
+    async def _lookup(
+        self,
+        client: httpx.AsyncClient,
+        target: Target,
+        path: str,
+        body: dict[str, Any] | None,
+        model: str,
+    ) -> Any:
         scrub = Scrubber(target)
         method, content = ("GET", None) if body is None else ("POST", dumps(body))
         with _mapped(scrub):
@@ -260,6 +284,15 @@ async def _events(
         decoder.finish(out)
     for event in out:
         yield event
+
+
+def _token_refused(target: Target, error: ProviderError) -> bool:
+    """Whether another token may help: withdrawn before its time, or a clock that is wrong."""
+    return target.fresh is not None and error.kind is ErrorKind.AUTH and error.status == 401
+
+
+async def _renewed(target: Target) -> Target:
+    return await freshened(target, rejected=target.secret.get("access_token", ""))
 
 
 @contextmanager

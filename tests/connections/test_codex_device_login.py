@@ -10,13 +10,15 @@ from django.conf import settings
 
 from connections.providers import codex_login
 from connections.providers.base import ErrorKind, ProviderError
-from connections.providers.codex_login import DeviceCode, Login, device_login
+from connections.providers.codex_login import DeviceCode, device_login
+from connections.providers.wire.oauth import Tokens
 from tests.connections.codex import homes, processes
 from tests.fakes.device import DeviceIssuer
 
 
 def login(issuer: DeviceIssuer, path: str = ""):
-    return device_login(path or settings.CODEX_PATHS[0], issuer=issuer.url)
+    path = path or settings.CODEX_PATHS[0]
+    return device_login(path, client_id="ours", issuer=issuer.url)
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +38,12 @@ async def test_a_code_is_shown_and_its_approval_gives_the_tokens(plan, kind, che
         assert code == DeviceCode(f"{issuer.url}/codex/device", "ABCD-12345")
         issuer.approve()
         found = await anext(steps)
-        assert isinstance(found, Login)
+        assert isinstance(found, Tokens)
         assert found.access_token == issuer.tokens["access_token"]
         assert found.refresh_token == issuer.tokens["refresh_token"]
         assert (found.account, found.kind) == ("carol@example.com", kind)
         assert found.more == {"account_id": "account-7"}
+        assert issuer.client_ids == {"ours"}
         assert 3500 < (found.lifetime or 0) <= 3600
         for secret in issuer.tokens.values():
             assert secret not in repr(found)

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from connections import ladder, providers
-from connections.choices import Outcome, Rung
+from connections.choices import ALLOWED_AUTH, Outcome, Rung
 from connections.ladder import RungResult, Subject, climb, subject_of, verdict
 from connections.models import Connection
 from connections.providers.base import Done, ErrorKind, ProviderError, Target, TextDelta
@@ -309,15 +309,20 @@ async def test_a_faulty_configuration_makes_no_call(reason):
     assert verdict(results).passed is False
 
 
-@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("provider_type", "auth_type"),
-    [("openai", "oauth")],
+    [(provider, auth) for provider, auths in ALLOWED_AUTH.items() for auth in auths],
 )
-def test_types_of_another_build_fail_on_config(provider_type, auth_type):
+def test_every_provider_works_in_every_way_to_authenticate(provider_type, auth_type):
+    assert auth_type in providers.get(provider_type).auth_types
+
+
+@pytest.mark.django_db
+def test_a_type_of_another_version_fails_on_config(monkeypatch):
     made = Connection.objects.create(
-        slug="c", name="C", provider_type=provider_type, auth_type=auth_type, default_model="m"
+        slug="c", name="C", provider_type="vertex", auth_type="environment", default_model="m"
     )
+    monkeypatch.delitem(providers.PROVIDERS, "vertex")
     assert subject_of(made).fault is Reason.NOT_AVAILABLE
 
 

@@ -158,7 +158,7 @@ def test_a_paused_connection_says_so_with_its_message(page):
     ("fields", "words"),
     [
         ({"key": None}, "Enter it on the connection"),
-        ({"provider_type": "anthropic", "auth_type": "oauth", "key": None}, "Enter it on the"),
+        ({"provider_type": "anthropic", "auth_type": "oauth", "key": None}, "PATCHBAY_OAUTH"),
     ],
 )
 def test_a_missing_secret_says_what_to_do(page, fields, words):

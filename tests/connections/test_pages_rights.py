@@ -25,6 +25,10 @@ CHANGE = {
     "mid_stream": ("local/mid-stream/", {"mid_stream_behavior": "queue"}),
     "enable": ("local/enable/", {"enabled": "false"}),
     "order": ("local/order/", {"position": "0"}),
+    "sign_in": ("local/sign-in/", {}),
+    "sign_in_finish": ("local/sign-in/finish/", {"attempt": "x", "code": "y"}),
+    "sign_in_cancel": ("local/sign-in/cancel/", {}),
+    "sign_out": ("local/sign-out/", {}),
     "delete": ("local/delete/", {}),
 }
 FORMS = {

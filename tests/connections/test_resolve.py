@@ -72,8 +72,8 @@ def test_another_workspaces_default_does_not_count(workspace):
         ({"enabled": False}, "k", Reason.DISABLED),
         ({}, None, Reason.INCOMPLETE),
         ({"access": "chosen"}, "k", Reason.NO_ACCESS),
-        ({"provider_type": "vertex", "auth_type": "environment"}, None, Reason.NOT_AVAILABLE),
-        ({"provider_type": "anthropic", "auth_type": "oauth"}, None, Reason.NOT_AVAILABLE),
+        ({"provider_type": "vertex", "auth_type": "environment"}, None, Reason.ENVIRONMENT_OFF),
+        ({"provider_type": "anthropic", "auth_type": "oauth"}, None, Reason.OAUTH_OFF),
         ({"models": [], "default_model": ""}, "k", Reason.NO_MODEL),
     ],
 )

@@ -11,6 +11,8 @@ Endpoints (the base URL of a connection is the part before the slash-slash):
     /anthropic-nokey    the same                        no key
     /bedrock            tests.fakes.bedrock             SigV4, or a Bearer key
     /vertex             tests.fakes.vertex              a token of /google/token
+    /anthropic-oauth    the same                        an access token of the issuer, with its beta
+    /issuer             OAuth (tests.fakes.issuer)      /token
 
 Keys that begin with `sk-fake-good` are right, all others are 401. What happens is chosen by the
 model's name (tests.fakes.models; GET …/models lists them).
@@ -29,9 +31,10 @@ from typing import Any
 
 import orjson
 
-from tests.fakes import bedrock, models
+from tests.fakes import bedrock, issuer, models
 from tests.fakes.http import Cut, Exchange, Hang, Server
 from tests.fakes.http import Step as Chunk
+from tests.fakes.issuer import Issuer
 from tests.fakes.responses import Responses
 from tests.fakes.vertex import Vertex, service_account
 from tests.fakes.wires import Anthropic, Asked, OpenAI, Refusal
@@ -47,6 +50,7 @@ ENDPOINTS = {
     "/anthropic/v1": (Anthropic(), "x-api-key"),
     "/anthropic-bearer/v1": (Anthropic(), "bearer"),
     "/anthropic-nokey/v1": (Anthropic(), ""),
+    "/anthropic-oauth/v1": (Anthropic(), "oauth"),
 }
 SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 SECRET_HEADERS += ("x-amz-security-token",)
@@ -60,6 +64,7 @@ def key_hash(key: str) -> str:
 class App:
     def __init__(self) -> None:
         self.server = Server(self.handle)
+        self.issuer = Issuer()
         self.url = ""
         self.vertex = Vertex()
         self.reset()
@@ -99,6 +104,8 @@ class App:
             return
         if exchange.path.startswith(("/vertex/", "/google/")):
             self.vertex.handle(self, exchange, record)
+        if exchange.path.startswith("/issuer/"):
+            self.issuer.handle(exchange, record)
             return
         base, _, rest = exchange.path.partition("/v1/")
         wire, auth = ENDPOINTS.get(f"{base}/v1", (OpenAI(), ""))
@@ -149,6 +156,9 @@ class App:
     def _check_key(self, exchange: Exchange, auth: str) -> None:
         if not auth:
             return
+        if auth == "oauth":
+            self._check_access_token(exchange)
+            return
         if auth == "bearer":
             scheme, _, key = exchange.headers.get("authorization", "").partition(" ")
             given = key if scheme == "Bearer" else ""
@@ -158,6 +168,15 @@ class App:
             raise Refusal("auth", "You didn't provide an API key.")
         if not given.startswith("sk-fake-good"):
             raise Refusal("auth", f"Incorrect API key provided: {given[:6]}****{given[-4:]}.")
+
+    def _check_access_token(self, exchange: Exchange) -> None:
+        scheme, _, token = exchange.headers.get("authorization", "").partition(" ")
+        if "x-api-key" in exchange.headers:
+            raise Refusal("auth", "Send an API key or an access token, not both.")
+        if issuer.BETA not in exchange.headers.get("anthropic-beta", "").split(","):
+            raise Refusal("auth", "OAuth authentication is currently not supported.")
+        if scheme != "Bearer" or not self.issuer.is_good(token):
+            raise Refusal("auth", f"OAuth token has expired: {token}")
 
     def _refuse(
         self,

@@ -33,6 +33,7 @@ class DeviceIssuer:
         self.refuses_codes = False
         self.paths: list[str] = []
         self.tokens: dict[str, str] = {}
+        self.client_ids: set[str] = set()
         self._server = Server(self._handle)
 
     async def __aenter__(self) -> Self:
@@ -45,6 +46,15 @@ class DeviceIssuer:
     def approve(self) -> None:
         self.state = "approved"
 
+    def make_tokens(self) -> None:
+        about = {"chatgpt_account_id": self.account, "chatgpt_plan_type": self.plan}
+        claims = {"exp": int(time.time()) + 3600, "https://api.openai.com/auth": about}
+        self.tokens = {
+            "id_token": token(email="carol@example.com", **claims),
+            "access_token": token(**claims),
+            "refresh_token": f"rt-{secrets.token_urlsafe(24)}",
+        }
+
     def _handle(self, exchange: Exchange) -> None:
         self.paths.append(exchange.path)
         match exchange.method, exchange.path:
@@ -52,7 +62,7 @@ class DeviceIssuer:
                 if self.refuses_codes:
                     exchange.respond(503, {})
                     return
-                assert orjson.loads(exchange.body)["client_id"]
+                self.client_ids.add(orjson.loads(exchange.body)["client_id"])
                 exchange.respond(
                     200,
                     {"device_auth_id": "device-1", "user_code": self.code, "interval": "1"},
@@ -77,18 +87,22 @@ class DeviceIssuer:
                             "code_verifier": verifier,
                         },
                     )
+            case "POST", "/oauth/token" if exchange.headers["content-type"] == "application/json":
+                asked = orjson.loads(exchange.body)
+                assert set(asked) == {"grant_type", "client_id", "refresh_token"}
+                self.client_ids.add(asked["client_id"])
+                if asked["refresh_token"] != self.tokens["refresh_token"]:
+                    exchange.respond(401, {"error": {"code": "refresh_token_reused"}})
+                    return
+                self.make_tokens()
+                exchange.respond(200, self.tokens)
             case "POST", "/oauth/token":
                 form = parse_qs(exchange.body.decode())
+                self.client_ids.add(form["client_id"][0])
                 assert form["grant_type"] == ["authorization_code"]
                 assert form["code"] == ["code-1"]
                 assert form["code_verifier"] == [self._verifier]
-                about = {"chatgpt_account_id": self.account, "chatgpt_plan_type": self.plan}
-                claims = {"exp": int(time.time()) + 3600, "https://api.openai.com/auth": about}
-                self.tokens = {
-                    "id_token": token(email="carol@example.com", **claims),
-                    "access_token": token(**claims),
-                    "refresh_token": f"rt-{secrets.token_urlsafe(24)}",
-                }
+                self.make_tokens()
                 exchange.respond(200, self.tokens)
             case "GET", "/backend-api/wham/accounts/check" if not self.checks_fail:
                 about = {"id": self.account, "plan_type": self.plan}

@@ -12,6 +12,7 @@ import orjson
 import uvloop
 
 from tests.fakes.app import GOOD_KEY, App, key_hash
+from tests.fakes.issuer import CLIENT_ID, REDIRECT_URI, SCOPES, Issuer
 
 __all__ = ["GOOD_KEY", "FakeProviders", "key_hash"]
 
@@ -67,6 +68,34 @@ class FakeProviders:
     def revoke_tokens(self) -> None:
         """Every token that Google gave is void from now on."""
         self._ask(self._app.vertex.tokens.revoke_all)
+
+    def anthropic_oauth(self) -> str:
+        """Base URL of the endpoint that wants an access token of `issuer`."""
+        return f"{self.url}/anthropic-oauth"
+
+    @property
+    def issuer(self) -> Issuer:
+        return self._app.issuer
+
+    def oauth_settings(self, **changes: Any) -> dict[str, Any]:
+        """`settings.OAUTH` for the fake issuer; `changes` are of its Anthropic part."""
+        anthropic = {
+            "client_id": CLIENT_ID,
+            "authorize_url": f"{self.url}/issuer/authorize?code=true",
+            "token_url": f"{self.url}/issuer/token",
+            "redirect_uri": REDIRECT_URI,
+            "scopes": SCOPES,
+            "json_body": True,
+        }
+        return {"anthropic": anthropic | changes}
+
+    def oauth_env(self) -> dict[str, str]:
+        """The same as a server's environment."""
+        return {
+            f"PATCHBAY_OAUTH_ANTHROPIC_{name.upper()}": str(value)
+            for name, value in self.oauth_settings()["anthropic"].items()
+            if name != "json_body"
+        }
 
     def requests(self, **wanted: Any) -> list[dict[str, Any]]:
         """What came, oldest first; `wanted` narrows it: `requests(model="echo", status=200)`."""

@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from connections import tasks
-from connections.models import Connection, ProbeResult, Secret, WorkspaceConnection
+from connections.models import Connection, ProbeResult, Secret, SignIn, WorkspaceConnection
 from sessions.models import Attachment, ChatSession, Message, Turn
 from tests.builders import (
     KEY,
@@ -35,6 +35,7 @@ from workspaces.models import (
     VaultKey,
     Workspace,
 )
+from workspaces.vault import Plain
 
 pytestmark = pytest.mark.django_db
 
@@ -60,6 +61,14 @@ def make_rows(count, *, start=0):
         Secret.objects.filter(connection=connection).update(created_at=at, created_by=user)
         give_access(space, connection, is_default=True)
         ProbeResult.objects.create(connection=connection, started_at=at, requested_by=user)
+        SignIn.objects.create(
+            connection=connection,
+            started_by=user,
+            started_at=at,
+            expires_at=at,
+            binding=connection.binding,
+            value=Plain("sealed-canary"),
+        )
         chat = ChatSession.objects.create(
             workspace=space, owner=user, connection=connection, locked_at=at, updated_at=at
         )
