@@ -425,9 +425,9 @@ def _detail_page(
 ) -> HttpResponse:
     context |= {
         "connection": connection,
-        "crumbs": _crumbs(connection),
+        "crumbs": connection_crumbs(connection),
         "facts": display.facts(connection),
-        "models": display.models_shown(connection),
+        **_models(connection),
         "mid_stream_choices": display.MID_STREAM_CHOICES,
         "sign_in": display.SignInShown.of(connection, request.user),
     }

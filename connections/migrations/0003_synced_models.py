@@ -15,7 +15,7 @@ def take_mode(apps, schema_editor):
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('connections', '0001_initial'),
+        ('connections', '0002_oauth'),
     ]
 
     operations = [
