@@ -104,6 +104,7 @@ class App:
             return
         if exchange.path.startswith(("/vertex/", "/google/")):
             self.vertex.handle(self, exchange, record)
+            return
         if exchange.path.startswith("/issuer/"):
             self.issuer.handle(exchange, record)
             return

@@ -69,6 +69,7 @@ class FakeProviders:
         """Every token that Google gave is void from now on."""
         self._ask(self._app.vertex.tokens.revoke_all)
 
+    @property
     def anthropic_oauth(self) -> str:
         """Base URL of the endpoint that wants an access token of `issuer`."""
         return f"{self.url}/anthropic-oauth"
