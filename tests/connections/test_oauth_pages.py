@@ -370,7 +370,7 @@ def test_an_export_holds_no_token_and_no_account(page, alice, fakes, claude):
     url, attempt = begin(page)
     paste(page, attempt, fakes.issuer.agree(url))
     stored = json.loads(Secret.objects.get().value.open())
-    text = json.dumps(transfer.export_document(alice))
+    text = json.dumps(transfer.export_document(alice).document)
     assert '"oauth"' in text
     for hidden in (stored["access_token"], stored["refresh_token"], "dana@example.com"):
         assert hidden not in text
