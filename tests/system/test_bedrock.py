@@ -48,8 +48,8 @@ def configure(parts: Parts, **fields: str) -> str:
 
 
 def status(parts: Parts, slug: str) -> str:
-    [row] = parts.rows("SELECT health, checking_until FROM connections_connection"
-                       " WHERE slug = ?", slug)  # fmt: skip
+    sql = "SELECT health, checking_until FROM connections_connection WHERE slug = ?"
+    [row] = parts.rows(sql, slug)
     return "checking" if row["checking_until"] else row["health"]
 
 
