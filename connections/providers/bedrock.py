@@ -59,7 +59,7 @@ class Bedrock(HTTPProvider):
         return target.base_url or _host("bedrock-runtime", target.region)
 
     def wire(self, target: Target, model: str = "") -> Converse:
-        return Converse(target.region)
+        return Converse(target.region, model)
 
     async def list_models(self, client: httpx.AsyncClient, target: Target) -> list[ListedModel]:
         """The models that can be called, and the inference profiles. One of the two lists may be

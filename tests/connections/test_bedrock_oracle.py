@@ -122,11 +122,18 @@ THINKING: tuple[list[Turnlet], list[ModelMessage]] = (
         Turnlet(
             "assistant",
             [
-                {"t": "thinking", "text": "hm", "sig": {"signature": "sig-1"}},
+                {
+                    "t": "thinking",
+                    "text": "hm",
+                    "sig": {"maker": "anthropic", "signature": "sig-1"},
+                },
                 {
                     "t": "thinking",
                     "text": "",
-                    "sig": {"redacted_content": base64.b64encode(b"hidden").decode()},
+                    "sig": {
+                        "maker": "anthropic",
+                        "redacted_content": base64.b64encode(b"hidden").decode(),
+                    },
                 },
                 call(1, zone="UTC"),
             ],
@@ -192,7 +199,7 @@ async def theirs(sdk, model: str, history: list[ModelMessage], *, system: str) -
 
 def ours(model: str, history: list[Turnlet], *, system: str = "") -> Any:
     request = base.ModelRequest(model, history, 99, system=system, tools=[SPEC])
-    return orjson.loads(orjson.dumps(Converse("us-east-1").body(request)))
+    return orjson.loads(orjson.dumps(Converse("us-east-1", model).body(request)))
 
 
 def comparable(body: Any) -> Any:

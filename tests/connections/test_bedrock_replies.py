@@ -6,6 +6,7 @@ import base64
 
 import pytest
 
+from connections import providers
 from connections.providers.base import (
     Done,
     TextDelta,
@@ -143,7 +144,7 @@ async def test_thinking_comes_with_its_signature_and_goes_back_through_tools(fak
     async with client() as http:
         events, error = await replies(http, where, request)
         assert error is None
-        assert only(ThinkingEnd, events)[0].sig == {"redacted_content": REDACTED}
+        assert only(ThinkingEnd, events)[0].sig == {"maker": "", "redacted_content": REDACTED}
         assert only(ThinkingEnd, events)[1].sig["signature"].startswith("sig-")
         [call] = only(ToolCall, events)
         history = [said("hello there"), Turnlet("assistant", stored(events))]
@@ -152,6 +153,20 @@ async def test_thinking_comes_with_its_signature_and_goes_back_through_tools(fak
         events, error = await replies(http, where, again)
     assert error is None
     assert "Done after 1 tool rounds." in text_of(events)
+
+
+async def test_another_vendors_thinking_is_not_sent_to_a_model(fakes):
+    async with client() as http:
+        request = asking("us.anthropic.thinking", "hm")
+        events, _ = await replies(http, target(fakes), request)
+        assert only(ThinkingEnd, events)[0].sig["maker"] == "anthropic"
+        history = [said("hm"), Turnlet("assistant", stored(events)), said("and now?")]
+        for model, blocks in (("eu.anthropic.echo", 2), ("us.amazon.echo", 1), ("echo", 1)):
+            wire = providers.get("bedrock").wire(target(fakes), model)
+            body = wire.body(asking(model, history=history))
+            assert len(body["messages"][1]["content"]) == blocks
+            _, error = await replies(http, target(fakes), asking(model, history=history))
+            assert error is None
 
 
 @pytest.mark.parametrize("vendor", ["", "us.anthropic.", "us.meta.", "mistral.", "writer."])

@@ -133,3 +133,58 @@ def test_a_workspace_uses_the_models_it_is_allowed():
 def test_without_a_list_the_default_is_the_one_model():
     assert usable_models(own(models=[]), None) == ["claude-sonnet-4-6"]
     assert usable_models(own(models=[], default_model=""), None) == []
+
+
+def bedrock(model, region="us-east-1"):
+    return own(model, provider_type="bedrock", auth_type="iam_credentials", aws_region=region)
+
+
+@pytest.mark.parametrize(
+    ("model", "window"),
+    [
+        ("anthropic.claude-sonnet-4-5-20250929-v1:0", 200_000),
+        ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", 200_000),
+        ("eu.anthropic.claude-sonnet-4-5-20250929-v1:0", 200_000),
+        ("apac.anthropic.claude-sonnet-4-20250514-v1:0", 200_000),
+        ("global.anthropic.claude-haiku-4-5-20251001-v1:0", 200_000),
+        ("claude-sonnet-4-5-20250929", 200_000),
+        ("us.amazon.nova-pro-v1:0", 300_000),
+        ("amazon.nova-2-lite-v1:0", 1_000_000),
+        ("apac.amazon.nova-2-lite-v1:0", 1_000_000),
+        ("us.meta.llama4-scout-17b-instruct-v1:0", 10_000_000),
+        ("arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-pro-v1:0", 300_000),
+        (
+            "arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.amazon.nova-pro-v1:0",
+            300_000,
+        ),
+    ],
+)
+def test_ids_and_profiles_of_bedrock_find_window_and_price(model, window):
+    found = capabilities(bedrock(model), model)
+    assert (found.context_window, found.window_is_assumed) == (window, False)
+    assert found.price_input and found.price_output
+    assert found.supports_images is True
+    assert cost_of(bedrock(model), model, Usage(1_000_000, 0)) > 0
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/team1",
+        "nobody.nothing-v1:0",
+    ],
+)
+def test_an_id_of_bedrock_that_says_nothing_is_not_guessed_from(model):
+    found = capabilities(bedrock(model), model)
+    assert (found.context_window, found.window_is_assumed) == (128_000, True)
+    assert found.price_input is None
+    assert cost_of(bedrock(model), model, Usage(10, 10)) is None
+
+
+def test_a_regional_profile_costs_more_than_the_global_one():
+    us, world = ("us.anthropic.claude-sonnet-5-5", "global.anthropic.claude-sonnet-5-5")
+    prices = [capabilities(bedrock(model), model).price_input for model in (us, world)]
+    assert prices[0] > prices[1]
+    bare = "claude-sonnet-5-5"
+    for region, price in (("us-east-1", prices[0]), ("ap-south-1", prices[1])):
+        assert capabilities(bedrock(bare, region), bare).price_input == price

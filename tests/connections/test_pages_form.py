@@ -185,6 +185,45 @@ def test_each_provider_and_auth_type_has_its_fields(
     assert always | {"provider_type", "auth_type", "base_url", "extra_headers"} <= shown
 
 
+def folded_of(html):
+    """The names of the controls that open on request."""
+    return set(
+        re.findall(r' name="(\w+)"', html.partition("<details")[2].partition("</details>")[0])
+    )
+
+
+def test_the_base_url_of_a_cloud_is_folded_until_one_is_set(page):
+    data = {"_refresh": "1", "provider_type": "bedrock", "auth_type": "iam_credentials"}
+    plain = page.post("/connections/new/", data).text
+    assert "base_url" in folded_of(plain)
+    assert "private endpoint or a proxy" in plain
+    made = make_connection(
+        "bedrock",
+        provider_type="bedrock",
+        auth_type="iam_credentials",
+        base_url="https://vpce.example.com",
+        aws_region="us-east-1",
+    )
+    html = page.get(f"/connections/{made.slug}/edit/").text
+    assert value_of(html, "base_url") == "https://vpce.example.com"
+    assert "base_url" in fields_of(html) - folded_of(html)
+
+
+def test_the_servers_own_credentials_take_no_base_url(page):
+    data = {
+        "name": "B",
+        "provider_type": "bedrock",
+        "auth_type": "environment",
+        "aws_region": "us-east-1",
+        "base_url": "https://vpce.example.com",
+        "default_model": "m",
+    }
+    answer = page.post("/connections/new/", data)
+    assert answer.status_code == 422
+    assert "Leave the base URL empty" in error_of(answer.text, "base_url")
+    assert not Connection.objects.exists()
+
+
 def test_another_provider_keeps_what_was_typed_but_the_secrets(page):
     data = {**DATA, **SECRETS, "_refresh": "1", "provider_type": "bedrock", "note": "<b>mine</b>"}
     for headers in ({}, {"HX-Request": "true"}):

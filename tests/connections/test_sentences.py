@@ -31,5 +31,22 @@ def test_members_are_not_told_to_do_what_only_admins_can():
         assert "PATCHBAY" not in text
 
 
+@pytest.mark.parametrize("auth_type", ["iam_credentials", "environment"])
+@pytest.mark.parametrize("kind", [ErrorKind.AUTH, ErrorKind.FORBIDDEN])
+def test_where_nobody_can_paste_a_key_no_sentence_asks_for_it(kind, auth_type):
+    words = sentence(kind, auth_type)
+    assert words != sentence(kind)
+    assert "Paste" not in words.text
+    assert "key" not in words.what
+    for text in (words.text, words.member_text):
+        assert text.endswith(".")
+    assert "IAM" not in words.ask and "operator" not in words.ask
+
+
+def test_other_kinds_are_the_same_for_every_way_to_authenticate():
+    assert sentence(ErrorKind.TIMEOUT, "iam_credentials") == sentence(ErrorKind.TIMEOUT)
+    assert sentence(ErrorKind.AUTH, "api_key") == sentence(ErrorKind.AUTH)
+
+
 def test_an_unknown_kind_of_a_newer_version_is_an_unexpected_fault():
     assert sentence("of tomorrow") == sentence(Reason.INTERNAL)

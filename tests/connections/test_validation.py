@@ -223,6 +223,8 @@ def test_a_slug_that_cannot_be_one_is_refused(slug):
 
 def test_regions_and_projects_are_matched_whole():
     assert clean_aws_region("us-gov-west-1") == "us-gov-west-1"
+    assert clean_aws_region("cn-north-1") == "cn-north-1"
+    assert clean_aws_region("eusc-de-east-1") == "eusc-de-east-1"
     assert clean_gcp_region("global") == "global"
     assert clean_gcp_project("my-project-1") == "my-project-1"
     for call, bad in [

@@ -63,8 +63,9 @@ class Converse:
     headers: ClassVar[Mapping[str, str]] = {}
     models_path: ClassVar[str] = "/foundation-models"
 
-    def __init__(self, region: str = "") -> None:
+    def __init__(self, region: str = "", model: str = "") -> None:
         self._region = region
+        self._maker = vendor(full_id(model, region))
 
     def chat_path(self, model: str) -> str:
         return f"/model/{quote(full_id(model, self._region), safe='')}/converse-stream"
@@ -74,13 +75,13 @@ class Converse:
         if not request.tools:
             # Calls are refused where no tools are offered.
             entries = [_without_tools(entry) for entry in entries]
-        maker = vendor(request.model)
+        maker = self._maker
         messages: list[dict[str, Any]] = []
         for entry in entries:
             if entry.role == "user":
                 messages.extend(_user(entry, maker))
             else:
-                messages.append({"role": "assistant", "content": _assistant(entry)})
+                messages.append({"role": "assistant", "content": _assistant(entry, maker)})
         body: dict[str, Any] = {
             "messages": messages,
             "inferenceConfig": {"maxTokens": request.max_tokens},
@@ -105,7 +106,7 @@ class Converse:
         return EventStreamParser()
 
     def decoder(self, scrub: Scrubber) -> ConverseDecoder:
-        return ConverseDecoder(scrub)
+        return ConverseDecoder(scrub, self._maker)
 
     def models(self, entries: list[Any]) -> list[ListedModel]:
         """Of `modelSummaries`, those that can be called by their id."""
@@ -235,7 +236,7 @@ def _content(part: Part) -> dict[str, Any]:
     return {"text": part["text"]}
 
 
-def _assistant(entry: Entry) -> list[dict[str, Any]]:
+def _assistant(entry: Entry, maker: str) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     for part in entry.parts:
         if part["t"] == "text":
@@ -248,7 +249,10 @@ def _assistant(entry: Entry) -> list[dict[str, Any]]:
             }
             content.append({"toolUse": use})
         elif part["t"] == "thinking" and isinstance(sig := part.get("sig"), dict):
-            # without its signature a block is refused: it was cut off, or is another wire's
+            # Refused without its signature (it was cut off, or is another wire's), and by the
+            # models of others (sessions may change their model).
+            if sig.get("maker") != maker:
+                continue
             if "signature" in sig:
                 said = {"text": part["text"], "signature": sig["signature"]}
                 content.append({"reasoningContent": {"reasoningText": said}})
@@ -298,10 +302,11 @@ class _Block:
 
 
 class ConverseDecoder:
-    def __init__(self, scrub: Scrubber) -> None:
+    def __init__(self, scrub: Scrubber, maker: str = "") -> None:
         self.reason = ""
         self.over = False
         self._scrub = scrub
+        self._maker = maker
         self._blocks: dict[int, _Block] = {}
         self._started = 0
 
@@ -366,10 +371,12 @@ class ConverseDecoder:
         if block is None:
             return
         if block.thinks:
-            sig = {"signature": block.signature} if block.signature else None
+            sig = {}
             if block.redacted:
                 sig = {"redacted_content": _joined(block.redacted)}
-            out.append(ThinkingEnd(sig))
+            elif block.signature:
+                sig = {"signature": block.signature}
+            out.append(ThinkingEnd({"maker": self._maker, **sig} if sig else None))
         elif block.id or block.name:
             args, raw = toolargs.parse("".join(block.arguments))
             out.append(ToolCall(block.id, block.name, args, raw))
