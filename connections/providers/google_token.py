@@ -286,7 +286,12 @@ def _lent() -> Token:
     """Application Default Credentials: variables, files, metadata server, as the operator set them
     up. Blocks, for seconds where there are none; raises ProviderError."""
     # only here, and only for `environment`: it brings a client with a way out of its own
+    from google.auth import _cloud_sdk
     from google.auth.transport.requests import Request
+
+    # google-auth would run `gcloud`, with this process's environment and the instance key in it, to
+    # learn a project that nobody asks for.
+    _cloud_sdk.get_project_id = lambda: None
 
     global _credentials
     with _lending:

@@ -256,8 +256,13 @@ async def _events(
     out: list[Event] = []
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:
-            for name, data in parser.feed(chunk):
-                decoder.feed(name, data, out)
+            try:
+                for name, data in parser.feed(chunk):
+                    decoder.feed(name, data, out)
+            except ProviderError:
+                for event in out:  # what came before the failure, in the same bytes
+                    yield event
+                raise
             if out:
                 for event in out:
                     yield event

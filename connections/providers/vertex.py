@@ -131,7 +131,8 @@ class Vertex(HTTPProvider):
         try:
             await self.lookup(client, target, path, body=body, model=model)
         except ProviderError as error:
-            if error.kind not in _ABOUT_THE_MODEL:
+            # Claude's are counted in some regions only, which a 400 says in several ways.
+            if error.kind not in _ABOUT_THE_MODEL and error.status != 400:
                 raise
         return True
 

@@ -107,6 +107,24 @@ def test_a_step_costs_what_the_table_says():
     assert cost_of(compat(), "m", usage) is None
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "gemini-3.5-flash",
+        "google/gemini-3.5-flash",
+        "publishers/google/models/gemini-3.5-flash",
+        "claude-sonnet-4-5@20250929",
+        "anthropic/claude-sonnet-4-5",
+    ],
+)
+def test_models_on_vertex_are_known_however_they_are_spelled(model):
+    connection = Connection(provider_type="vertex", auth_type="environment", models=[model])
+    found = capabilities(connection, model)
+    assert not found.window_is_assumed
+    assert found.supports_images
+    assert cost_of(connection, model, Usage(input_tokens=1_000, output_tokens=100)) > 0
+
+
 def test_odd_usage_of_a_provider_still_has_a_cost():
     usage = Usage(input_tokens=1, output_tokens=1, cache_read_tokens=50, cache_write_tokens=5)
     assert cost_of(own(), "claude-sonnet-4-6", usage) > 0

@@ -265,6 +265,15 @@ async def test_the_same_errors_in_the_middle_of_a_stream(fakes, body, kind, wait
     assert (error.kind, error.retry_after) == (expected, wait)
 
 
+async def test_what_comes_in_the_same_bytes_as_an_error_is_kept(fakes):
+    google_token._kept[google_token._name(target(fakes))] = google_token.Token("t" * 20, 1e12)
+    part = {"candidates": [{"content": {"role": "model", "parts": [{"text": "half"}]}}]}
+    lines = [b"data: " + orjson.dumps(one) + b"\r\n\r\n" for one in (part, status("INTERNAL", 500))]
+    async with canned(b"".join(lines), headers={"content-type": "text/event-stream"}) as http:
+        events, error = await replies(http, target(fakes), asking("gemini-2.5-pro"))
+    assert (text_of(events), error.kind) == ("half", ErrorKind.SERVER)
+
+
 # -- no secret in an error -------------------------------------------------------------------------
 
 

@@ -15,10 +15,15 @@ import httpx
 import pytest
 from google.auth import exceptions as google_errors
 
+from config import env
 from connections import providers
-from connections.ladder import Subject, climb
+from connections.ladder import Subject, climb, subject_of
+from connections.models import Connection
 from connections.providers import google_token
 from connections.providers.base import ErrorKind, ProviderError
+from connections.sentences import Reason
+from connections.targets import target_of
+from tests.builders import make_secret
 from tests.connections.vertex import target
 from tests.connections.wires import Chunks, answering, asking, canned, client, replies, text_of
 from tests.fakes.server import FakeProviders, key_hash
@@ -314,6 +319,70 @@ async def test_the_servers_own_variables_are_nothing_to_a_service_account(fakes,
     assert f"/projects/{PROJECT}/" in fakes.requests(model="echo")[0]["path"]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://oauth2.googleapis.com/token",
+        "http://example.com/token",
+        "http://127.0.0.1.example.com:80/",
+        "http://127.0.0.1@example.com:80/",
+        "http://127.0.0.1:80@example.com/",
+        "http://127.0.0.1/token",
+        "file:///etc/passwd",
+        "x",
+    ],
+)
+def test_the_token_endpoint_moves_to_this_machine_only(monkeypatch, url):
+    monkeypatch.setenv("PATCHBAY_GOOGLE_TOKEN_URL", url)
+    with pytest.raises(env.BadEnv, match="PATCHBAY_GOOGLE_TOKEN_URL: use an address on this"):
+        env.loopback_url("PATCHBAY_GOOGLE_TOKEN_URL")
+
+
+def test_unset_the_token_endpoint_is_googles(monkeypatch):
+    monkeypatch.delenv("PATCHBAY_GOOGLE_TOKEN_URL", raising=False)
+    assert env.loopback_url("PATCHBAY_GOOGLE_TOKEN_URL") == ""
+    monkeypatch.setenv("PATCHBAY_GOOGLE_TOKEN_URL", "http://127.0.0.1:8123/google/token")
+    assert env.loopback_url("PATCHBAY_GOOGLE_TOKEN_URL") == "http://127.0.0.1:8123/google/token"
+
+
+@pytest.mark.django_db
+def test_a_connection_carries_the_setting_and_its_region_and_project(settings):
+    settings.GOOGLE_TOKEN_URL = "http://127.0.0.1:8123/google/token"
+    made = Connection.objects.create(
+        slug="v",
+        name="V",
+        provider_type="vertex",
+        auth_type="service_account_file",
+        gcp_project_id=PROJECT,
+        gcp_region="global",
+        default_model="gemini-2.5-pro",
+    )
+    make_secret(made, {"service_account_json": service_account()})
+    where = target_of(made)
+    assert (where.token_url, where.project, where.region) == (
+        "http://127.0.0.1:8123/google/token",
+        PROJECT,
+        "global",
+    )
+    assert "PRIVATE KEY" not in repr(where)
+
+
+@pytest.mark.django_db
+def test_the_servers_own_are_lent_by_the_operator_alone(settings, monkeypatch):
+    monkeypatch.setattr(google.auth, "default", lambda **_: pytest.fail("asked for"))
+    made = Connection.objects.create(
+        slug="v",
+        name="V",
+        provider_type="vertex",
+        auth_type="environment",
+        default_model="gemini-2.5-pro",
+    )
+    settings.ENVIRONMENT_AUTH = frozenset({"bedrock"})
+    assert subject_of(made).fault is Reason.ENVIRONMENT_OFF
+    settings.ENVIRONMENT_AUTH = frozenset({"vertex"})
+    assert subject_of(made).fault is None
+
+
 # -- the server's own credentials ------------------------------------------------------------------
 
 
@@ -412,6 +481,24 @@ async def test_googles_own_chain_reads_the_file_that_the_operator_names(
     assert mints(fakes) == 1
 
 
+async def test_gclouds_own_file_is_read_and_gcloud_is_not_run(fakes, monkeypatch, tmp_path):
+    """It would be run with the instance key in its environment, to learn a project."""
+    file = json.loads(service_account(token_uri=fakes.google_token))
+    del file["project_id"]
+    (tmp_path / "application_default_credentials.json").write_text(json.dumps(file))
+    program = tmp_path / "gcloud"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\necho a-project\n")
+    program.chmod(0o755)
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    async with client() as http:
+        events, error = await replies(http, own(fakes), asking("echo"))
+    assert (text_of(events), error) == ("hello there", None)
+    assert not (tmp_path / "was-run").exists()
+
+
 # -- the ladder ------------------------------------------------------------------------------------
 
 
@@ -447,6 +534,33 @@ async def test_a_model_that_is_not_there_is_found_by_the_answer(fakes, model):
     assert outcomes(results) == (
         "config:+ network:+ auth:+ models:-model_not_found answer:? stream:?"
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "word", "raised"),
+    [
+        (404, "NOT_FOUND", None),
+        (400, "INVALID_ARGUMENT", None),
+        (400, "FAILED_PRECONDITION", None),
+        (403, "PERMISSION_DENIED", "forbidden"),
+        (401, "UNAUTHENTICATED", "auth"),
+        (503, "UNAVAILABLE", "overloaded"),
+    ],
+)
+@pytest.mark.parametrize("model", ["gemini-2.5-pro", "claude-opus-4-6"])
+async def test_counting_that_is_not_to_be_had_says_nothing_against_the_key(
+    fakes, status, word, raised, model
+):
+    where = target(fakes)
+    google_token._kept[google_token._name(where)] = google_token.Token("t" * 20, 1e12)
+    body = json.dumps({"error": {"code": status, "message": "no", "status": word}}).encode()
+    async with canned(body, status=status) as http:
+        try:
+            proven = await providers.get("vertex").check_auth(http, where, model)
+        except ProviderError as error:
+            assert error.kind == raised
+        else:
+            assert (proven, raised) == (True, None)
 
 
 async def test_the_free_checks_cost_no_answer(fakes):

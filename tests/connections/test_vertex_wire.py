@@ -26,7 +26,8 @@ from connections.providers.base import (
 from connections.providers.errors import Scrubber
 from connections.providers.vertex import place_of
 from connections.providers.wire.gemini import Gemini, GeminiDecoder
-from sessions.reply import Reply
+from sessions.models import Message
+from sessions.reply import Reply, blocks_of
 from tests.connections.vertex import PUBLISHERS, spoken, target
 from tests.connections.wires import (
     CLOCK,
@@ -64,9 +65,9 @@ class Quiet:
         return lambda *arguments, **options: None
 
 
-def stored(events) -> Turnlet:
+def stored(events, pages=None) -> Turnlet:
     """The reply as the turn keeps it, after a stay in the database."""
-    reply = Reply("chat", "message", Quiet())
+    reply = Reply("chat", "message", pages or Quiet())
     for event in events:
         match event:
             case TextDelta(text):
@@ -370,6 +371,25 @@ def test_a_signature_does_not_tear_a_text_apart_on_the_page():
     parts = [{"text": "One para"}, {"text": "graph", "thoughtSignature": "s"}, {"text": " only."}]
     reply = stored(decoded(*(chunk(part) for part in parts), chunk(reason="STOP")))
     assert [part["text"] for part in reply.parts] == ["One paragraph only."]
+
+
+@pytest.mark.parametrize("parts", SIGNED.values(), ids=SIGNED)
+def test_the_page_numbers_the_blocks_of_a_signed_reply_as_its_stream_did(parts):
+    drawn: list[int] = []
+
+    class Pages(Quiet):
+        def add(self, chat, event, data, **options):
+            drawn.append(data["b"])
+
+    events = decoded(*(chunk(part) for part in parts), chunk(reason="STOP"))
+    reply = stored(events, Pages())
+    for complete in (True, False):
+        message = Message(role="assistant", parts=reply.parts, is_complete=complete)
+        blocks = blocks_of(message)
+        numbers = [block.index for block in blocks]
+        assert numbers == list(range(len(blocks))) == sorted(set(drawn))
+        if "sig" in reply.parts[-1]:
+            assert all(block.closed for block in blocks)
 
 
 def test_calls_get_ids_of_their_own_that_no_two_share():

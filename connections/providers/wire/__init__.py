@@ -1,9 +1,10 @@
 """Wire formats: bytes and JSON in both directions, without addresses, keys or sockets.
 
-A `Wire` is one HTTP dialect. Both of them are used by more than one provider type::
+A `Wire` is one HTTP dialect::
 
-    anthropic-messages    anthropic, *_compat    anthropic_messages.AnthropicMessages
-    openai-completions    *_compat               openai_completions.OpenAICompletions
+    anthropic-messages    anthropic, *_compat, vertex    anthropic_messages.AnthropicMessages
+    openai-completions    *_compat                       openai_completions.OpenAICompletions
+    gemini                vertex                         gemini.Gemini
 """
 
 from __future__ import annotations
