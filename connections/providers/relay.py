@@ -30,7 +30,7 @@ from connections.providers.wire.sse import SSEParser
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY = 40 * 1024 * 1024  # of a request; its images may have 20 MiB
+MAX_BODY = 64 * 1024 * 1024  # of a request; its images may have 20 MiB, or more once redrawn
 READ_SECONDS = 30.0  # for a whole request of the process
 GATE_SECONDS = 10.0  # for what is asked before a reply may end
 UNASKED = 4  # requests beyond those that a message caused: the model calls tools that aren't there
@@ -273,6 +273,9 @@ class _Exchange:
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > MAX_BODY:
+                    self._relay.failure = ProviderError(
+                        ErrorKind.TOO_LARGE, f"The request has more than {MAX_BODY} bytes."
+                    )
                     await self._say(413)
                     return None
             elif isinstance(event, h11.EndOfMessage):
