@@ -171,8 +171,12 @@ class Relay:
         parser = SSEParser()
         async with aclosing(response.aiter_raw()) as chunks:
             async for chunk in chunks:
-                for name, data in parser.feed(chunk):
-                    await self._look(name, data)
+                try:
+                    for name, data in parser.feed(chunk):
+                        await self._look(name, data)
+                except ProviderError:
+                    yield chunk  # what stands before the fault is part of the reply
+                    raise
                 yield chunk
                 if self.reason:
                     return

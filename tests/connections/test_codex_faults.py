@@ -19,7 +19,9 @@ from connections.providers import codex, codex_home, relay
 from connections.providers.base import ErrorKind, ProviderError, TextDelta
 from tests.connections.codex import homes, is_alive, processes, target
 from tests.connections.wires import asking, canned, client, replies, text_of
+from tests.fakes.responses import ResponsesReply
 from tests.fakes.server import FakeProviders
+from tests.fakes.wires import Asked
 
 CODEX = providers.get("openai")
 
@@ -90,6 +92,16 @@ async def test_a_failure_in_the_reply_keeps_what_came_before(fakes, model, kind,
         events, error = await replies(http, target(fakes), asking(model, idle_timeout=1))
     assert (text_of(events), error and error.kind) == (text, kind)
     assert len(fakes.requests()) == 1
+
+
+@pytest.mark.parametrize("end", [b"data: {broken\n\n", b'data: {"type": "error", "code": "x"}\n\n'])
+async def test_text_that_comes_in_one_piece_with_the_fault_is_kept(fakes, end):
+    reply = ResponsesReply(Asked("echo", None), 1)
+    whole = reply.begin() + reply.say("So far") + reply.say(" so good") + end
+    async with canned(whole, headers={"content-type": "text/event-stream"}) as http:
+        events, error = await replies(http, target(fakes), asking("echo"))
+    assert text_of(events) == "So far so good"
+    assert error.kind in (ErrorKind.PROTOCOL, ErrorKind.SERVER)
 
 
 async def test_the_time_to_wait_and_the_request_id_come_along(fakes):
