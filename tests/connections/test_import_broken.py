@@ -20,7 +20,7 @@ from workspaces import egress
 pytestmark = pytest.mark.django_db
 
 URL = "/connections/import/"
-SECONDS = 10  # on a machine that is busy; a second on one that isn't
+SECONDS = 5  # of work, however busy the machine is
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +58,9 @@ def test_there_are_more_than_fifty():
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_on_the_page(alice, client_for, name):
-    client, before, started = client_for(alice), digest(), time.monotonic()
+    client, before, started = client_for(alice), digest(), time.process_time()
     answer = upload(client, BROKEN[name])
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert answer.status_code == 422
     [said] = re.findall(
         r"<p>(.*?)</p>", answer.text.partition('role="alert"')[2].partition("form")[0]
@@ -72,9 +72,9 @@ def test_a_broken_file_on_the_page(alice, client_for, name):
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_by_command(tmp_path, name):
-    before, started = digest(), time.monotonic()
+    before, started = digest(), time.process_time()
     said, error = command(tmp_path, BROKEN[name])
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert said == ""
     assert error.endswith("Nothing was changed.")
     assert is_sentence(error)
@@ -92,9 +92,9 @@ def test_a_broken_text_that_is_pasted(alice, client_for, name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_file_of_nothing_that_can_be_taken_on_the_page(alice, client_for, name):
-    client, before, started = client_for(alice), digest(), time.monotonic()
+    client, before, started = client_for(alice), digest(), time.process_time()
     answer = upload(client, REFUSED[name])
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert answer.status_code == 200
     assert 'name="take"' not in answer.text
     reasons = re.findall(r'<li data-tone="danger">.*?<span>(.*?)</span>', answer.text, re.S)

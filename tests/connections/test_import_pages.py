@@ -144,7 +144,8 @@ def test_what_is_refused_says_why_and_has_no_box(client, settings):
         client,
         compat(slug="good"),
         {"slug": "copilot", "name": "C", "providerType": "copilot", "authType": "oauth"},
-        compat(slug="good", name="Again"),
+        compat(slug="twice"),
+        compat(slug="twice", name="Again"),
         compat(slug="inside", baseUrl="http://169.254.169.254/v1"),
         {"slug": "x", "name": "X", "providerType": "mystery", "authType": "api_key"},
         "nonsense",
@@ -154,7 +155,7 @@ def test_what_is_refused_says_why_and_has_no_box(client, settings):
     text = words(shown)
     for sentence in (
         "GitHub Copilot works only inside its own editors",
-        "the same slug",
+        "More than one connection of this file has this slug",
         "169.254.169.254",
         "providerType: Use one of",
         "not an object",

@@ -637,10 +637,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_one_error_with_a_sentence(name):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(BadFile) as caught:
         schema.read(BROKEN[name])
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     sentence = str(caught.value)
     assert sentence.endswith(".")
     assert len(sentence) < 200
@@ -660,9 +660,9 @@ def test_a_broken_file_is_one_error_with_a_sentence(name):
     ids=["colons", "tokens", "bearers", "blanks", "letters", "dashes"],
 )
 def test_a_hostile_text_costs_no_more_than_its_length(text):
-    started = time.monotonic()
+    started = time.process_time()
     schema.read(file_of(compat(extra=text, note=text)))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_connection_nested_too_deeply_is_refused_alone():
