@@ -9,8 +9,9 @@ import httpx
 import orjson
 import pytest
 
+from connections import providers
 from connections.providers.base import ErrorKind
-from tests.connections.aws import IAM, SESSION, target
+from tests.connections.aws import IAM, SESSION, aws_client, target
 from tests.connections.wires import asking, canned, client, replies, text_of
 from tests.fakes.bedrock import EXPIRED_ACCESS_KEY, SESSION_TOKEN, event, exception, frame
 from tests.fakes.server import GOOD_KEY, FakeProviders
@@ -105,8 +106,6 @@ async def test_what_pretends_to_be_huge_is_not_collected(fakes):
 
 async def test_closing_the_stream_closes_the_connection(fakes):
     async with client() as http:
-        from connections import providers
-
         stream = providers.get("bedrock").stream(http, target(fakes), asking("fast-30tps"))
         await anext(stream)
         await stream.aclose()
@@ -184,8 +183,6 @@ async def test_wrong_credentials_are_an_auth_error_that_quotes_none(fakes, caplo
 
 async def test_a_signature_for_another_region_is_refused(fakes):
     """The fake, as AWS, refuses it: else a wrong region would go unnoticed here."""
-    from tests.connections.aws import aws_client
-
     async with aws_client(fakes) as http:
 
         async def elsewhere(request):
