@@ -9,6 +9,7 @@ Endpoints (the base URL of a connection is the part before the slash-slash):
     /anthropic          //v1/messages, //v1/models      x-api-key
     /anthropic-bearer   the same                        Bearer key
     /anthropic-nokey    the same                        no key
+    /late/…             any of these, each answer 0.3 s late
     /bedrock            tests.fakes.bedrock             SigV4, or a Bearer key
     /vertex             tests.fakes.vertex              a token of /google/token
     /anthropic-oauth    the same                        an access token of the issuer, with its beta
@@ -23,6 +24,7 @@ GET /_page (some text, for fetch_url), and GET /_service-account (a key for /goo
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import Counter
@@ -41,6 +43,7 @@ from tests.fakes.wires import Anthropic, Asked, OpenAI, Refusal
 
 GOOD_KEY = "sk-fake-good-key-0123456789abcdef"
 MAX_RECORDS = 20_000
+LATE = 0.3  # seconds
 MAX_TEXT = 4_000  # characters of a text that are recorded
 
 ENDPOINTS = {
@@ -95,6 +98,10 @@ class App:
     # -- one request -------------------------------------------------------------------------------
 
     def handle(self, exchange: Exchange) -> None:
+        if exchange.path.startswith("/late/"):
+            exchange.path = exchange.path.removeprefix("/late")
+            asyncio.get_running_loop().call_later(LATE, self.handle, exchange)
+            return
         if exchange.path.startswith("/_") and exchange.path != "/_elsewhere":
             self._control(exchange)
             return

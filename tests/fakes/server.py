@@ -51,6 +51,11 @@ class FakeProviders:
         return f"{self.url}/anthropic"
 
     @property
+    def late(self) -> str:
+        """As `openai`, each answer 0.3 s late."""
+        return f"{self.url}/late/openai/v1"
+
+    @property
     def bedrock(self) -> str:
         """Base URL that stands for all of AWS but STS; the keys are in `tests.fakes.bedrock`."""
         return f"{self.url}/bedrock"
