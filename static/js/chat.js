@@ -16,6 +16,7 @@ function start() {
   // -- the draft: what is sent leaves the field at once; what is refused comes back before what was
   // typed meanwhile ---------------------------------------------------------------------------------
   let flight = null;
+  let choosing = false, hurried = false;
   const isOurs = (detail) => composer.contains(detail.elt) && detail.requestConfig?.verb === "post" && !detail.elt.matches("select");
 
   root.addEventListener("htmx:beforeSend", ({ detail }) => {
@@ -30,7 +31,13 @@ function start() {
     flight = null;
     // No answer, or one that says nothing of the text: it comes back as it was.
     if (!answered) giveBack(text);
-    if (files && !(answered && detail.xhr.status === 200)) pick([...files, ...shown]);
+    const taken = answered && detail.xhr.status === 200;
+    if (files && !taken) pick([...files, ...shown]);
+    // What was sent meanwhile goes next, unless this one came back.
+    if (files && hurried && !choosing) {
+      hurried = false;
+      if (taken) setTimeout(send); // the form is busy until htmx has done with this answer
+    }
   });
   root.addEventListener("htmx:oobBeforeSwap", ({ detail, target }) => {
     if (target !== draft) return;
@@ -51,8 +58,8 @@ function start() {
     if (document.querySelector(":popover-open, dialog[open], .waiting-edit[open]") || event.target.closest("#chat-title")) return;
     document.getElementById("stop")?.click();
   });
-  // A message sent right after another model was chosen goes to that one: it waits for the answer.
-  let choosing = false, hurried = false;
+  // A message sent right after another model was chosen goes to that one, and one sent right after
+  // another message goes behind that one: each waits for the answer.
   const isChoice = ({ requestConfig }) => requestConfig?.elt.matches("select[name=model]");
   root.addEventListener("htmx:beforeRequest", ({ detail }) => {
     if (isChoice(detail)) choosing = true;
@@ -65,7 +72,7 @@ function start() {
     hurried = false;
   });
   composer.addEventListener("submit", (event) => {
-    if (choosing && event.submitter?.name !== "queued") {
+    if ((choosing || flight?.from === composer) && event.submitter?.name !== "queued") {
       event.preventDefault();
       event.stopImmediatePropagation();
       hurried = true;

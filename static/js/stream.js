@@ -332,7 +332,7 @@ function blendWaiting(shown, fresh) {
   for (const editor of shown.querySelectorAll(".waiting-edit[open]")) {
     const text = editor.querySelector("textarea");
     const next = fresh.querySelector(`#${editor.closest("li").id} .waiting-edit`);
-    if (next && text.value !== text.defaultValue && next.querySelector("textarea").defaultValue === text.defaultValue) next.replaceWith(editor);
+    if (next && next.querySelector("textarea").defaultValue === text.defaultValue) next.replaceWith(editor);
     else if (!next && text.value !== text.defaultValue) root.dispatchEvent(new CustomEvent("chat:returned", { detail: text.value }));
   }
   if (plain(shown) === plain(fresh)) return;
@@ -504,5 +504,6 @@ root.addEventListener("htmx:afterSwap", () => {
   below = null;
 });
 
-toEnd();
+// A new session is read from its beginning.
+if (transcript.querySelector(":scope > [data-turn]")) toEnd();
 connect();

@@ -255,6 +255,25 @@ def test_choices_in_quick_succession_end_with_the_last(
     assert complaints == []
 
 
+def test_a_message_sent_while_another_is_on_its_way_goes_behind_it(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    path = new_session(admin, "tools-3-1s", "queue")
+    complaints = complaints_of(page)
+    page.goto(patchbay.url + path)
+    held = Held(page, "/send/")
+    send(page, "first")
+    expect(page.locator("#draft")).to_have_value("")
+    send(page, "second")
+    expect(page.locator("#draft")).to_have_value("second")
+    held.let_go()
+    expect(page.locator("#draft")).to_have_value("")
+    held.let_go()
+    expect(page.locator("#waiting > li")).to_contain_text("second")
+    expect(page.locator("#turn-1 [data-role=user]")).to_contain_text("first")
+    assert complaints == []
+
+
 def test_two_changes_of_waiting_messages_at_once_both_show(
     patchbay: Patchbay, admin: Client, page: Page
 ):
