@@ -37,7 +37,7 @@ from workspaces import egress, rotation, vault
 UNTAKEN = dt.timedelta(minutes=1)  # the workers' sweep takes a waiting turn within seconds
 OVERDUE = dt.timedelta(minutes=15)  # beat asks for due checks every minute
 SKEW_SECONDS = 5.0
-CODEX_TESTED = ("0.163.0", "0.169.0")
+CODEX_TESTED = ("0.163.0",)
 LITTLE_DISK, NO_DISK = 1024**3, 100 * 1024**2
 
 

@@ -89,7 +89,7 @@ def make_home(configuration: Mapping[str, Any]) -> Home:
         _sweep(folder)
         root = Path(tempfile.mkdtemp(prefix="codex-", dir=folder))  # mode 0700
         lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # at most while another one looks at it
         home = Home(root, lock)
         home.home.mkdir(mode=0o700)
         home.cwd.mkdir(mode=0o700)

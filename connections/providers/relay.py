@@ -30,7 +30,7 @@ from connections.providers.wire.sse import SSEParser
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY = 40 * 1024 * 1024  # of a request; its images may have 20 MiB
+MAX_BODY = 64 * 1024 * 1024  # of a request; its images may have 20 MiB, or more once redrawn
 READ_SECONDS = 30.0  # for a whole request of the process
 GATE_SECONDS = 10.0  # for what is asked before a reply may end
 UNASKED = 4  # requests beyond those that a message caused: the model calls tools that aren't there
@@ -171,8 +171,12 @@ class Relay:
         parser = SSEParser()
         async with aclosing(response.aiter_raw()) as chunks:
             async for chunk in chunks:
-                for name, data in parser.feed(chunk):
-                    await self._look(name, data)
+                try:
+                    for name, data in parser.feed(chunk):
+                        await self._look(name, data)
+                except ProviderError:
+                    yield chunk  # what stands before the fault is part of the reply
+                    raise
                 yield chunk
                 if self.reason:
                     return
@@ -273,6 +277,9 @@ class _Exchange:
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > MAX_BODY:
+                    self._relay.failure = ProviderError(
+                        ErrorKind.TOO_LARGE, f"The request has more than {MAX_BODY} bytes."
+                    )
                     await self._say(413)
                     return None
             elif isinstance(event, h11.EndOfMessage):

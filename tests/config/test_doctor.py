@@ -105,6 +105,35 @@ def test_the_json_is_a_list_of_findings_and_the_code_tells_a_fault(settings):
     assert [f["subject"] for f in found if f["level"] == "fail"] == ["codex"]
 
 
+def binary(folder: Path, says: str) -> str:
+    path = folder / "codex"
+    path.write_text(f"#!/bin/sh\n/bin/echo '{says}'\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("says", "level", "words"),
+    [
+        ("codex-cli 0.163.0", "ok", "version 0.163.0"),
+        ("codex-cli 9.9.9", "warn", "9.9.9, which Patchbay was not tested with"),
+        ("something else", "fail", "can't be run"),
+    ],
+)
+def test_the_version_of_the_codex_binary_is_told(settings, tmp_path, says, level, words):
+    settings.CODEX_PATHS = (binary(tmp_path, says),)
+    found = [f for f in json.loads(run("--json")[1]) if f["subject"] == "codex"]
+    assert [f["level"] for f in found] == [level]
+    assert words in found[0]["text"]
+
+
+def test_without_a_codex_binary_the_command_is_named(settings):
+    settings.CODEX_PATHS = ()
+    found = [f for f in json.loads(run("--json")[1]) if f["subject"] == "codex"]
+    assert [f["level"] for f in found] == ["ok"]
+    assert "make codex" in found[0]["text"]
+
+
 def test_a_warning_alone_is_no_fault(monkeypatch):
     monkeypatch.setenv("PATCHBAY_TYPO", "1")
     code, out = run()

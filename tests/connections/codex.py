@@ -53,3 +53,20 @@ def is_alive(pid: int) -> bool:
 def homes() -> list[Path]:
     folder = Path(settings.DATA_DIR) / "codex" / "homes"
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def readable_memory(pid: int) -> bytes:
+    """What the process can write: its heap, stacks and data."""
+    pieces = []
+    with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            span, rights, *_ = line.split()
+            if not rights.startswith("rw"):
+                continue
+            start, end = (int(one, 16) for one in span.split("-"))
+            try:
+                memory.seek(start)
+                pieces.append(memory.read(end - start))
+            except (OSError, OverflowError, ValueError):
+                continue
+    return b"".join(pieces)

@@ -15,11 +15,13 @@ import pytest
 from connections import ladder, providers
 from connections.choices import Outcome, Rung
 from connections.ladder import Subject, climb
-from connections.providers import codex, codex_home
+from connections.providers import codex, codex_home, relay
 from connections.providers.base import ErrorKind, ProviderError, TextDelta
 from tests.connections.codex import homes, is_alive, processes, target
-from tests.connections.wires import asking, client, replies, text_of
+from tests.connections.wires import asking, canned, client, replies, text_of
+from tests.fakes.responses import ResponsesReply
 from tests.fakes.server import FakeProviders
+from tests.fakes.wires import Asked
 
 CODEX = providers.get("openai")
 
@@ -90,6 +92,16 @@ async def test_a_failure_in_the_reply_keeps_what_came_before(fakes, model, kind,
         events, error = await replies(http, target(fakes), asking(model, idle_timeout=1))
     assert (text_of(events), error and error.kind) == (text, kind)
     assert len(fakes.requests()) == 1
+
+
+@pytest.mark.parametrize("end", [b"data: {broken\n\n", b'data: {"type": "error", "code": "x"}\n\n'])
+async def test_text_that_comes_in_one_piece_with_the_fault_is_kept(fakes, end):
+    reply = ResponsesReply(Asked("echo", None), 1)
+    whole = reply.begin() + reply.say("So far") + reply.say(" so good") + end
+    async with canned(whole, headers={"content-type": "text/event-stream"}) as http:
+        events, error = await replies(http, target(fakes), asking("echo"))
+    assert text_of(events) == "So far so good"
+    assert error.kind in (ErrorKind.PROTOCOL, ErrorKind.SERVER)
 
 
 async def test_the_time_to_wait_and_the_request_id_come_along(fakes):
@@ -302,6 +314,30 @@ async def test_a_climb_stops_at_the_rung_that_fails(fakes, settings, model, more
         results = await climbed(fakes, model, http, **more)
     failed = [(r.rung.value, r.kind) for r in results if r.outcome is Outcome.FAILED]
     assert failed == [(rung, kind)]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_key_that_may_not_list_models_proves_and_refutes_nothing(fakes, status):
+    async with canned(
+        b'{"error": {"message": "Missing scopes: api.model.read"}}', status=status
+    ) as http:
+        with pytest.raises(ProviderError) as caught:
+            await CODEX.check_auth(http, target(fakes, base_url=""), "gpt-6.1-sol")
+    assert caught.value.kind is ErrorKind.ENDPOINT_NOT_FOUND
+
+
+async def test_openais_own_list_proves_the_key_and_another_ones_does_not(fakes):
+    async with canned(b'{"data": []}', headers={"content-type": "application/json"}) as http:
+        assert await CODEX.check_auth(http, target(fakes, base_url=""), "x") is True
+        assert await CODEX.check_auth(http, target(fakes), "x") is False
+
+
+async def test_a_request_that_is_too_large_says_so(fakes, monkeypatch):
+    monkeypatch.setattr(relay, "MAX_BODY", 20_000)
+    async with client() as http:
+        _, error = await replies(http, target(fakes), asking("echo", "x" * 50_000))
+    assert error.kind is ErrorKind.TOO_LARGE
+    assert fakes.requests() == []
 
 
 async def test_an_answer_that_found_no_place_was_not_tested(fakes, settings, monkeypatch):

@@ -18,7 +18,7 @@ from django.conf import settings
 from connections import providers
 from connections.providers import codex_home, relay
 from connections.providers.base import TextDelta
-from tests.connections.codex import homes, is_alive, processes, target
+from tests.connections.codex import homes, is_alive, processes, readable_memory, target
 from tests.connections.wires import asking, client, said
 from tests.fakes.server import GOOD_KEY, FakeProviders
 
@@ -110,22 +110,6 @@ async def test_no_key_is_in_its_memory(running):
         assert GOOD_KEY.encode() not in held
         assert b"header-secret-0123456789" not in held
         assert CANARY.encode() not in held
-
-
-def readable_memory(pid: int) -> bytes:
-    pieces = []
-    with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            span, rights, *_ = line.split()
-            if not rights.startswith("rw"):
-                continue
-            start, end = (int(one, 16) for one in span.split("-"))
-            try:
-                memory.seek(start)
-                pieces.append(memory.read(end - start))
-            except (OSError, OverflowError, ValueError):
-                continue
-    return b"".join(pieces)
 
 
 async def test_it_connects_to_nothing_but_the_relay(running, fakes):

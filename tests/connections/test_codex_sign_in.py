@@ -8,8 +8,8 @@ import pytest
 
 from connections import providers
 from connections.providers.base import Done, ErrorKind, ProviderError, Target, TextDelta
-from tests.connections.codex import homes, processes, target
-from tests.connections.test_codex_secrets import lineage, readable_memory
+from tests.connections.codex import homes, processes, readable_memory, target
+from tests.connections.test_codex_secrets import lineage
 from tests.connections.wires import asking, client, replies, text_of
 from tests.fakes.server import FakeProviders, key_hash
 

@@ -387,7 +387,8 @@ async def test_a_list_of_models_is_read_with_care(payload, listed):
 
 
 def test_types_that_are_not_in_this_build_are_absent():
-    assert sorted(providers.PROVIDERS) == ["anthropic", "anthropic_compat", "openai_compat"]
+    present = ["anthropic", "anthropic_compat", "openai", "openai_compat"]
+    assert sorted(providers.PROVIDERS) == present
     for name, provider in providers.PROVIDERS.items():
         assert provider.provider_type == name
     with pytest.raises(KeyError):

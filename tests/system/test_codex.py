@@ -4,10 +4,11 @@ chatted with, steered, queued, stopped, and gone with its worker."""
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.connections.codex import is_alive, processes
+from tests.connections.codex import is_alive, processes, readable_memory
 from tests.system.harness import wait_for
 from tests.system.page import Page, plain
 from tests.system.parts import Chat, Parts
@@ -98,6 +99,35 @@ def test_a_streamed_turn_a_steer_with_its_receipt_a_queued_message_and_a_stop(co
     assert len(codex.requests_with("and be brief")) == 1
     assert all(not one.get("tools") for one in codex.fakes.requests())
     wait_for(lambda: processes(worker(codex)) == [], 5, "no process is left")
+
+
+def test_the_process_of_a_worker_holds_nothing_of_the_server(codex: Parts):
+    chat = Chat(codex, "stall", connection=SLUG)
+    chat.send("a word in confidence")
+    chat.wait_for_reply(4)
+    (pid,) = processes(worker(codex))
+    (home,) = (codex.data / "codex" / "homes").iterdir()
+    proc = Path(f"/proc/{pid}")
+    environ = (proc / "environ").read_bytes().decode().strip("\0").split("\0")
+    assert {one.partition("=")[0] for one in environ} == {
+        *("HOME", "CODEX_HOME", "TMPDIR", "PATH", "LANG")
+    }
+    held = b"\0".join(
+        [
+            (proc / "environ").read_bytes(),
+            (proc / "cmdline").read_bytes(),
+            readable_memory(pid),
+            *(path.read_bytes() for path in home.rglob("*") if path.is_file()),
+        ]
+    )
+    assert b"a word in confidence" in held  # the search finds what is there
+    secrets = [codex.env[name] for name in ("PATCHBAY_SECRET_KEYS", "SECRET_KEY", "REDIS_URL")]
+    for secret in (codex.fakes.good_key, *secrets):
+        assert secret.encode() not in held
+    assert (proc / "cwd").readlink() == home / "cwd"
+    assert list((home / "cwd").iterdir()) == []
+    chat.post("stop")
+    wait_for(lambda: list(home.parent.iterdir()) == [], 5, "its home is gone")
 
 
 def test_a_worker_that_is_killed_takes_its_process_along(codex: Parts):

@@ -56,7 +56,8 @@ def test_a_typed_path_of_a_program_is_refused(attacked, bait, people):
         **FORM,
         "name": "codex",
         "provider_type": "openai",
-        "auth_type": "api_key",
+        "auth_type": "api_key_with_endpoint",
+        "base_url": "http://127.0.0.1:9/v1",
         "api_key": "sk-1",
     }
     paths = [str(bait.program), "/bin/sh", "codex", "../codex", f"{bait.program} --version", "\t/x"]
