@@ -25,6 +25,7 @@ CHANGE = {
     "mid_stream": ("local/mid-stream/", {"mid_stream_behavior": "queue"}),
     "enable": ("local/enable/", {"enabled": "false"}),
     "order": ("local/order/", {"position": "0"}),
+    "refresh_models": ("local/models/", {}),
     "delete": ("local/delete/", {}),
 }
 FORMS = {
