@@ -27,8 +27,9 @@ FIELDS = [
     *("max_tokens_field", "access", "paused_message", "position", "direction", "only", "next"),
     *("text", "client_key", "images", "queued", "connection", "model", "title", "shared", "since"),
     *("before", "page", "_refresh", "login", "password", "oldpassword", "password1", "password2"),
-    *("token", "email", "workspace", "remember", "clear_secret", "workspaces"),
     *("file", "draft", "take", "validate", "generation", "which"),
+    *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),
+    *("prefix", "url", "headers", "tool", "tools_mode"),
 ]
 DEEP = "[" * 100_000
 VALUES = [

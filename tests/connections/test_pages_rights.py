@@ -29,6 +29,7 @@ CHANGE = {
     "sign_in_finish": ("local/sign-in/finish/", {"attempt": "x", "code": "y"}),
     "sign_in_cancel": ("local/sign-in/cancel/", {}),
     "sign_out": ("local/sign-out/", {}),
+    "refresh_models": ("local/models/", {}),
     "delete": ("local/delete/", {}),
 }
 FORMS = {

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from connections import tasks
 from connections.models import Connection, ProbeResult, Secret, SignIn, WorkspaceConnection
-from sessions.models import Attachment, ChatSession, Message, Turn
+from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
 from tests.builders import (
     KEY,
     PASSWORD,
@@ -80,6 +80,13 @@ def make_rows(count, *, start=0):
         )
         Attachment.objects.create(
             message=message, media_type="image/png", name="a.png", width=1, height=1, size=1
+        )
+        ToolServer.objects.create(
+            workspace=space,
+            name=f"Tools {n}",
+            prefix="tools",
+            url="https://a.example/",
+            created_by=user,
         )
         VaultKey.objects.create(key_id=f"{n:016x}", proof=SEALED)
         AuditEvent.objects.create(
