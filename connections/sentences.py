@@ -98,6 +98,12 @@ _BY_AUTH: dict[tuple[str, str], Sentence] = {
         _("Allow bedrock:InvokeModelWithResponseStream on the model in IAM, then validate again."),
         _ASK_ADMIN,
     ),
+    (AuthType.NONE, ErrorKind.AUTH): Sentence(
+        _("Key wanted"),
+        _("The server wants a key, and this connection has none."),
+        _("Set its authentication to an API key with endpoint, enter the key, and validate again."),
+        _("Ask an admin to enter one."),
+    ),
     (AuthType.ENVIRONMENT, ErrorKind.AUTH): Sentence(
         _("Credentials rejected"),
         _("The server's own credentials are missing or expired, or the provider rejected them."),

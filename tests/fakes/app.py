@@ -14,6 +14,8 @@ Endpoints (the base URL of a connection is the part before the slash-slash):
     /anthropic-oauth    the same                        an access token of the issuer, with its beta
     /issuer             OAuth (tests.fakes.issuer)      /token
 
+A request whose Host is one of the providers' own (`HOSTS`, and AWS's) is answered as by that host.
+
 Keys that begin with `sk-fake-good` are right, all others are 401. What happens is chosen by the
 model's name (tests.fakes.models; GET …/models lists them).
 
@@ -24,6 +26,7 @@ GET /_page (some text, for fetch_url), and GET /_service-account (a key for /goo
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -52,6 +55,13 @@ ENDPOINTS = {
     "/anthropic-nokey/v1": (Anthropic(), ""),
     "/anthropic-oauth/v1": (Anthropic(), "oauth"),
 }
+# Host → (the path's beginning there, and here)
+HOSTS = (
+    (re.compile(r"api\.anthropic\.com"), "/", "/anthropic/"),
+    (re.compile(r"api\.openai\.com"), "/", "/openai/"),
+    (re.compile(r"chatgpt\.com"), "/backend-api/codex/", "/openai-nokey/v1/"),
+    (re.compile(r"[a-z0-9-]*aiplatform\.googleapis\.com"), "/", "/vertex/"),
+)
 SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 SECRET_HEADERS += ("x-amz-security-token",)
 
@@ -98,6 +108,9 @@ class App:
         if exchange.path.startswith("/_") and exchange.path != "/_elsewhere":
             self._control(exchange)
             return
+        for host, there, here in HOSTS:
+            if host.fullmatch(exchange.headers.get("host", "")) and exchange.path.startswith(there):
+                exchange.path = here + exchange.path.removeprefix(there)
         record = self._record(exchange)
         if place := bedrock.place_of(exchange):
             bedrock.handle(self, exchange, place, record)
