@@ -25,6 +25,7 @@ GET /_page (some text, for fetch_url), and GET /_service-account (a key for /goo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import time
@@ -77,6 +78,7 @@ class App:
         self.issuer = Issuer()
         self.url = ""
         self.vertex = Vertex()
+        self.held: set[str] = set()  # last user texts at which the model `held` waits
         self.reset()
 
     def reset(self) -> None:
@@ -156,7 +158,8 @@ class App:
         self._record_asked(record, asked)
         model, match = models.find(asked.model)
         place = (exchange.path, asked.model, asked.last_user)
-        context = models.Context(asked, match, self.url, self._seen[place])
+        held = functools.partial(self.held.__contains__, asked.last_user)
+        context = models.Context(asked, match, self.url, self._seen[place], held)
         self._seen[place] += 1
         steps = model.behaviour(context)
         first = next(steps)  # raises what is refused before the reply begins

@@ -112,6 +112,13 @@ class FakeProviders:
             if name != "json_body"
         }
 
+    def hold(self, text: str) -> None:
+        """The model `held` waits when this is what was said last, until `release`."""
+        self._ask(lambda: self._app.held.add(text))
+
+    def release(self, text: str) -> None:
+        self._ask(lambda: self._app.held.discard(text))
+
     def requests(self, **wanted: Any) -> list[dict[str, Any]]:
         """What came, oldest first; `wanted` narrows it: `requests(model="echo", status=200)`."""
 
