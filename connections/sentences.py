@@ -98,6 +98,24 @@ _BY_AUTH: dict[tuple[str, str], Sentence] = {
         _("Allow bedrock:InvokeModelWithResponseStream on the model in IAM, then validate again."),
         _ASK_ADMIN,
     ),
+    (AuthType.NONE, ErrorKind.AUTH): Sentence(
+        _("Key wanted"),
+        _("The server wants a key, and this connection has none."),
+        _("Set its authentication to an API key with endpoint, enter the key, and validate again."),
+        _("Ask an admin to enter one."),
+    ),
+    (AuthType.OAUTH, ErrorKind.AUTH): Sentence(
+        _("Sign-in rejected"),
+        _("The provider rejected this connection's sign-in, a renewed one too."),
+        _("Sign in again on the connection's page, then validate."),
+        _("Ask an admin to sign the connection in again."),
+    ),
+    (AuthType.OAUTH, ErrorKind.FORBIDDEN): Sentence(
+        _("Not permitted"),
+        _("The provider knows this connection's sign-in, but doesn't permit this."),
+        _("Choose a model that the account's plan has, or sign in with another account."),
+        _ASK_ADMIN,
+    ),
     (AuthType.ENVIRONMENT, ErrorKind.AUTH): Sentence(
         _("Credentials rejected"),
         _("The server's own credentials are missing or expired, or the provider rejected them."),

@@ -31,7 +31,7 @@ def test_members_are_not_told_to_do_what_only_admins_can():
         assert "PATCHBAY" not in text
 
 
-@pytest.mark.parametrize("auth_type", ["iam_credentials", "environment"])
+@pytest.mark.parametrize("auth_type", ["iam_credentials", "environment", "oauth"])
 @pytest.mark.parametrize("kind", [ErrorKind.AUTH, ErrorKind.FORBIDDEN])
 def test_where_nobody_can_paste_a_key_no_sentence_asks_for_it(kind, auth_type):
     words = sentence(kind, auth_type)
@@ -41,6 +41,13 @@ def test_where_nobody_can_paste_a_key_no_sentence_asks_for_it(kind, auth_type):
     for text in (words.text, words.member_text):
         assert text.endswith(".")
     assert "IAM" not in words.ask and "operator" not in words.ask
+
+
+def test_who_has_no_key_is_told_that_one_is_wanted():
+    words = sentence(ErrorKind.AUTH, "none")
+    assert words != sentence(ErrorKind.AUTH)
+    assert "wants a key" in words.what
+    assert "Paste" not in words.text
 
 
 def test_other_kinds_are_the_same_for_every_way_to_authenticate():

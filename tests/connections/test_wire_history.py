@@ -285,7 +285,7 @@ def test_anthropic_thinking_goes_back_with_its_signature():
     ]
 
 
-def test_openai_reasoning_goes_back_only_while_its_tool_loop_lasts():
+def test_openai_reasoning_of_an_answer_that_used_tools_goes_back_and_no_other():
     def thought(words, field):
         return {"t": "thinking", "text": words, "sig": {"field": field}}
 
@@ -299,9 +299,16 @@ def test_openai_reasoning_goes_back_only_while_its_tool_loop_lasts():
     messages = OpenAICompletions().body(ModelRequest("m", loop, 1))["messages"]
     assert messages[1]["reasoning_content"] == "one"
     assert messages[4]["reasoning"] == "two"
-    later = [*loop, assistant(text("done")), user(text("next"))]
+    later = [
+        *loop,
+        assistant(thought("three", "reasoning_content"), text("done")),
+        user(text("next")),
+        assistant(thought("four", "reasoning_content"), text("no tools")),
+        user(text("last")),
+    ]
     messages = OpenAICompletions().body(ModelRequest("m", later, 1))["messages"]
-    assert not any({"reasoning", "reasoning_content"} & set(message) for message in messages)
+    thoughts = [one.get("reasoning_content") or one.get("reasoning") for one in messages]
+    assert [one for one in thoughts if one] == ["one", "two", "three"]
 
 
 def test_system_and_tools_stand_where_each_wire_has_them():

@@ -15,6 +15,8 @@ Endpoints (the base URL of a connection is the part before the slash-slash):
     /anthropic-oauth    the same                        an access token of the issuer, with its beta
     /issuer             OAuth (tests.fakes.issuer)      /token
 
+A request whose Host is one of the providers' own (`HOSTS`, and AWS's) is answered as by that host.
+
 Keys that begin with `sk-fake-good` are right, all others are 401. What happens is chosen by the
 model's name (tests.fakes.models; GET …/models lists them).
 
@@ -25,7 +27,9 @@ GET /_page (some text, for fetch_url), and GET /_service-account (a key for /goo
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -55,6 +59,13 @@ ENDPOINTS = {
     "/anthropic-nokey/v1": (Anthropic(), ""),
     "/anthropic-oauth/v1": (Anthropic(), "oauth"),
 }
+# Host → (the path's beginning there, and here)
+HOSTS = (
+    (re.compile(r"api\.anthropic\.com"), "/", "/anthropic/"),
+    (re.compile(r"api\.openai\.com"), "/", "/openai/"),
+    (re.compile(r"chatgpt\.com"), "/backend-api/codex/", "/openai-nokey/v1/"),
+    (re.compile(r"[a-z0-9-]*aiplatform\.googleapis\.com"), "/", "/vertex/"),
+)
 SECRET_HEADERS = ("authorization", "x-api-key", "cookie", "proxy-authorization")
 SECRET_HEADERS += ("x-amz-security-token",)
 
@@ -70,6 +81,7 @@ class App:
         self.issuer = Issuer()
         self.url = ""
         self.vertex = Vertex()
+        self.held: set[str] = set()  # last user texts at which the model `held` waits
         self.reset()
 
     def reset(self) -> None:
@@ -105,6 +117,9 @@ class App:
         if exchange.path.startswith("/_") and exchange.path != "/_elsewhere":
             self._control(exchange)
             return
+        for host, there, here in HOSTS:
+            if host.fullmatch(exchange.headers.get("host", "")) and exchange.path.startswith(there):
+                exchange.path = here + exchange.path.removeprefix(there)
         record = self._record(exchange)
         if place := bedrock.place_of(exchange):
             bedrock.handle(self, exchange, place, record)
@@ -150,7 +165,8 @@ class App:
         self._record_asked(record, asked)
         model, match = models.find(asked.model)
         place = (exchange.path, asked.model, asked.last_user)
-        context = models.Context(asked, match, self.url, self._seen[place])
+        held = functools.partial(self.held.__contains__, asked.last_user)
+        context = models.Context(asked, match, self.url, self._seen[place], held)
         self._seen[place] += 1
         steps = model.behaviour(context)
         first = next(steps)  # raises what is refused before the reply begins

@@ -5,6 +5,7 @@ of small chunks a second for little."""
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -167,11 +168,13 @@ class Server:
         self._app = app
         self.connections: set[_Connection] = set()
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
+    async def start(
+        self, host: str = "127.0.0.1", port: int = 0, *, tls: ssl.SSLContext | None = None
+    ) -> int:
         """Returns the port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: _Connection(self._app, self.connections), host, port, backlog=1024
+            lambda: _Connection(self._app, self.connections), host, port, backlog=1024, ssl=tls
         )
         return self._server.sockets[0].getsockname()[1]
 

@@ -68,6 +68,7 @@ class Context:
     match: re.Match[str]
     url: str  # of this server
     seen: int  # requests with this last user text and model before this one
+    held: Callable[[], bool] = lambda: False  # whether a test holds this last user text
 
     def number(self, group: str | int, default: float) -> float:
         value = self.match[group]
@@ -203,6 +204,18 @@ def _answer(context: Context) -> Iterator[Step]:
     for text in asked.steered:
         yield from _say(f"\n\nYou added: {text}")
     yield Stop()
+
+
+def held(context: Context) -> Iterator[Step]:
+    yield from _say("Wait for me, please.")
+    while context.held():
+        yield 0.02
+    if context.match["tools"] and context.asked.rounds == 0 and context.asked.tools:
+        yield Call("current_time")
+        yield Stop("tool_calls")
+    else:
+        yield from _say("\n\n")
+        yield from _answer(context)
 
 
 def _call(context: Context, name: str) -> Call:
@@ -435,6 +448,12 @@ MODELS = tuple(
         ("bench-30tps-150", f"bench{_RATE}", "each token is its time.monotonic_ns()", bench),
         ("slow-2s", r"slow(?:-(?P<seconds>\d+)s)?", "first token after 2 s", slow),
         ("long-2000", r"long(?:-(?P<n>\d+))?", "2,000 tokens at 500/s", long),
+        (
+            "held",
+            "held(?P<tools>-tools)?",
+            "some words, and no more while a test holds the last text; held-tools: then a call",
+            held,
+        ),
         ("markdown", "markdown", "headings, lists, table, code, hostile HTML", markdown),
         ("thinking", "thinking", "thinks, then answers", thinking),
         (

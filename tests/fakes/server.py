@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import orjson
 import uvloop
 
 from tests.fakes.app import GOOD_KEY, App, key_hash
+from tests.fakes.http import Server
 from tests.fakes.issuer import CLIENT_ID, REDIRECT_URI, SCOPES, Issuer
 
 __all__ = ["GOOD_KEY", "FakeProviders", "key_hash"]
@@ -27,14 +29,22 @@ class FakeProviders:
         self._app = App()
         self._thread = threading.Thread(target=self._run, name="fake-providers", daemon=True)
         self._thread.start()
-        self.url: str = self._call(self._app.start())
+        self.url: str = self.on_loop(self._app.start())
+        self._servers = [self._app.server]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._call(self._app.server.stop())
+        for server in self._servers:
+            self.on_loop(server.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    def serve_tls(self, context: ssl.SSLContext) -> int:
+        """Answers by TLS too, as the hosts in `tests.fakes.app.HOSTS` and AWS's; the port."""
+        server = Server(self._app.handle)
+        self._servers.append(server)
+        return self.on_loop(server.start(tls=context))
 
     @property
     def openai(self) -> str:
@@ -54,6 +64,10 @@ class FakeProviders:
     def late(self) -> str:
         """As `openai`, each answer 0.3 s late."""
         return f"{self.url}/late/openai/v1"
+
+    @property
+    def anthropic_nokey(self) -> str:
+        return f"{self.url}/anthropic-nokey"
 
     @property
     def bedrock(self) -> str:
@@ -103,14 +117,24 @@ class FakeProviders:
             if name != "json_body"
         }
 
+    def hold(self, text: str) -> None:
+        """The model `held` waits when this is what was said last, until `release`."""
+        self._ask(lambda: self._app.held.add(text))
+
+    def release(self, text: str) -> None:
+        self._ask(lambda: self._app.held.discard(text))
+
     def requests(self, **wanted: Any) -> list[dict[str, Any]]:
         """What came, oldest first; `wanted` narrows it: `requests(model="echo", status=200)`."""
-        found = self._ask(lambda: orjson.dumps(self._app.records))
-        return [
-            record
-            for record in orjson.loads(found)
-            if all(record.get(name) == value for name, value in wanted.items())
-        ]
+
+        def found() -> list[dict[str, Any]]:
+            return [
+                record
+                for record in self._app.records
+                if all(record.get(name) == value for name, value in wanted.items())
+            ]
+
+        return orjson.loads(self._ask(lambda: orjson.dumps(found())))
 
     def stats(self) -> dict[str, Any]:
         return orjson.loads(self._ask(lambda: orjson.dumps(self._app.stats())))
@@ -130,11 +154,12 @@ class FakeProviders:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
-    def _call(self, coroutine: Any) -> Any:
+    def on_loop(self, coroutine: Any) -> Any:
+        """What a coroutine returns on the fakes' loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     def _ask(self, function: Callable[[], Any]) -> Any:
         async def ask() -> Any:
             return function()
 
-        return self._call(ask())
+        return self.on_loop(ask())

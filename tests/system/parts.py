@@ -236,7 +236,7 @@ class Parts(Patchbay):
 
     def requests_with(self, text: str) -> list[dict[str, Any]]:
         """The provider's requests in which a text is what a person said last."""
-        return [one for one in self.fakes.requests() if one.get("last_user") == text]
+        return self.fakes.requests(last_user=text)
 
 
 class Chat:

@@ -31,7 +31,7 @@ class TlsProxy:
         self._file = folder / "proxy.pem"
 
     def __enter__(self) -> Self:
-        self._file.write_bytes(_certificate())
+        self._file.write_bytes(certificate())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._file)
         self._client = httpx.Client(trust_env=False, timeout=30)
@@ -80,13 +80,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _certificate() -> bytes:
-    """A key and a certificate for 127.0.0.1, signed by itself."""
+def certificate(*names: str) -> bytes:
+    """A key and a certificate for 127.0.0.1 and these names, signed by itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
+    subjects: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    subjects += [x509.DNSName(name) for name in names]
+    made = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -94,11 +95,11 @@ def _certificate() -> bytes:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(hours=1))
         .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(subjects), critical=False)
         .sign(key, hashes.SHA256())
     )
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    ) + made.public_bytes(serialization.Encoding.PEM)

@@ -51,15 +51,6 @@ def settle(history: Sequence[Turnlet], *, keep_signed: bool = False) -> list[Ent
     return _answered(entries)
 
 
-def tool_loop_start(entries: Sequence[Entry]) -> int:
-    """The index after the last message that only a person wrote: from here on the model is still
-    working on one answer."""
-    for index in range(len(entries) - 1, -1, -1):
-        if entries[index].role == "user" and not entries[index].results:
-            return index + 1
-    return 0
-
-
 def _kept(part: Part, *, keep_signed: bool) -> Part | None:
     kind = part["t"]
     if kind == "text":

@@ -22,7 +22,7 @@ from connections.providers.base import (
 )
 from connections.providers.errors import Scrubber, from_payload
 from connections.providers.wire import toolargs
-from connections.providers.wire.history import Entry, settle, tool_loop_start
+from connections.providers.wire.history import Entry, settle
 from connections.providers.wire.lenient_json import clean, dumps, loads
 from connections.providers.wire.numbers import count, positive
 from connections.providers.wire.sse import SSEParser
@@ -37,7 +37,9 @@ _REASONS = {
     "content_filter": "refusal",
 }
 # There is no standard place for reasoning. DeepSeek and vLLM use the first, OpenRouter and Groq
-# the second; it is sent back under the name it came by.
+# the second; it is sent back under the name it came by. DeepSeek wants back all of an answer that
+# used tools, for as long as that is part of the conversation (api-docs.deepseek.com, "Thinking
+# Mode"), and nothing of others.
 _REASONING = ("reasoning_content", "reasoning")
 
 
@@ -54,13 +56,14 @@ class OpenAICompletions:
         messages: list[dict[str, Any]] = []
         if request.system.strip():
             messages.append({"role": "system", "content": clean(request.system)})
-        entries = settle(request.history)
-        loop_start = tool_loop_start(entries)
-        for index, entry in enumerate(entries):
+        used_tools = False
+        for entry in settle(request.history):
             if entry.role == "user":
+                used_tools = used_tools and bool(entry.results)
                 messages.extend(_user(entry))
             else:
-                messages.append(_assistant(entry, with_reasoning=index >= loop_start))
+                used_tools = used_tools or bool(entry.calls)
+                messages.append(_assistant(entry, with_reasoning=used_tools))
         body: dict[str, Any] = {
             "model": request.model,
             "messages": messages,
@@ -131,7 +134,7 @@ def _assistant(entry: Entry, *, with_reasoning: bool) -> dict[str, Any]:
             }
             for call in calls
         ]
-    if with_reasoning and calls:
+    if with_reasoning:
         for part in entry.parts:
             sig = part.get("sig")
             if part["t"] == "thinking" and isinstance(sig, dict) and sig.get("field") in _REASONING:
