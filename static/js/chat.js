@@ -16,7 +16,7 @@ function start() {
   // -- the draft: what is sent leaves the field at once; what is refused comes back before what was
   // typed meanwhile ---------------------------------------------------------------------------------
   let flight = null;
-  let choosing = false, hurried = false;
+  let choosing = false, hurried = null;
   const isOurs = (detail) => composer.contains(detail.elt) && detail.requestConfig?.verb === "post" && !detail.elt.matches("select");
 
   root.addEventListener("htmx:beforeSend", ({ detail }) => {
@@ -34,10 +34,9 @@ function start() {
     const taken = answered && detail.xhr.status === 200;
     if (files && !taken) pick([...files, ...shown]);
     // What was sent meanwhile goes next, unless this one came back.
-    if (files && hurried && !choosing) {
-      hurried = false;
-      if (taken) setTimeout(send); // the form is busy until htmx has done with this answer
-    }
+    if (!files || choosing) return;
+    if (taken) setTimeout(goOn); // the form is busy until htmx has done with this answer
+    else hurried = null;
   });
   root.addEventListener("htmx:oobBeforeSwap", ({ detail, target }) => {
     if (target !== draft) return;
@@ -58,8 +57,8 @@ function start() {
     if (document.querySelector(":popover-open, dialog[open], .waiting-edit[open]") || event.target.closest("#chat-title")) return;
     document.getElementById("stop")?.click();
   });
-  // A message sent right after another model was chosen goes to that one, and one sent right after
-  // another message goes behind that one: each waits for the answer.
+  // A message sent right after another model was chosen goes to that one, as does a Retry, and one
+  // sent right after another message goes behind that one: each waits for the answer.
   const isChoice = ({ requestConfig }) => requestConfig?.elt.matches("select[name=model]");
   root.addEventListener("htmx:beforeRequest", ({ detail }) => {
     if (isChoice(detail)) choosing = true;
@@ -68,21 +67,26 @@ function start() {
     // One that was chosen meanwhile goes next.
     if (!isChoice(detail) || detail.requestConfig.elt.value !== detail.requestConfig.formData.get("model")) return;
     choosing = false;
-    if (hurried) send();
-    hurried = false;
+    goOn();
   });
-  composer.addEventListener("submit", (event) => {
-    if ((choosing || flight?.from === composer) && event.submitter?.name !== "queued") {
+  root.addEventListener("submit", (event) => {
+    const isSend = event.target === composer && event.submitter?.name !== "queued";
+    if (isSend ? choosing || flight?.from === composer : choosing && event.target.action.endsWith("/retry/")) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      hurried = true;
-      return;
+      hurried = isSend ? send : () => event.target.requestSubmit();
+    } else if (isSend && !draft.value.trim() && !shown.length) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      draft.focus();
     }
-    if (event.submitter?.name === "queued" || draft.value.trim() || shown.length) return;
-    event.preventDefault();
-    event.stopImmediatePropagation();
-    draft.focus();
   }, { capture: true });
+
+  function goOn() {
+    const next = hurried;
+    hurried = null;
+    next?.();
+  }
 
   function send() {
     const button = document.getElementById("send");

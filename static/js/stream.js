@@ -192,37 +192,28 @@ document.addEventListener("htmx:configRequest", ({ detail }) => {
   if (root.contains(detail.elt) && detail.verb === "post") detail.parameters.since = lastTurn();
 });
 
-// Where the sender of a request has left the page, htmx finds no place for any of the answer, and
-// drops what was queued behind it. So whatever holds one that is under way stays as it is: its own
-// answer brings the same, and newer.
-const underWay = new Set();
-let answering = null;
+// A second choice, made before the answer to the first, waits in htmx behind it, and would be gone with
+// its form: that stays as it is until the answer to the last choice comes.
+const underWay = new Map(); // the senders of requests → what they sent
 
-root.addEventListener("htmx:beforeRequest", ({ detail }) => underWay.add(detail.requestConfig.elt));
+root.addEventListener("htmx:beforeRequest", ({ detail }) => underWay.set(detail.requestConfig.elt, detail.requestConfig.formData));
 root.addEventListener("htmx:afterRequest", ({ detail }) => {
   const sender = detail.requestConfig.elt; // `detail.elt` is another one when the answer replaced it
   underWay.delete(sender);
-  answering = null;
   if (detail.failed && sender !== root && ![409, 422].includes(detail.xhr.status)) refetch();
 });
 
-function isAwaited(element) {
-  for (const sender of underWay)
-    if (element.contains(sender) && (sender !== answering?.requestConfig.elt || hasMoreToSay(sender))) return true;
+function hasMoreToSay(element) {
+  for (const [sender, sent] of underWay) {
+    const form = sender.form ?? sender;
+    if (!element.contains(sender) || !form.matches("form:has([name=connection]), #model-form")) continue;
+    if ([...new FormData(form)].some(([name, value]) => name !== "csrfmiddlewaretoken" && value !== sent.get(name))) return true;
+  }
   return false;
-}
-
-// A second choice, made before the answer to the first, waits behind it.
-function hasMoreToSay(sender) {
-  const form = sender.form ?? sender;
-  if (!form.matches("form:has([name=connection]), #model-form")) return false;
-  const sent = answering.requestConfig.formData;
-  return [...new FormData(form)].some(([name, value]) => name !== "csrfmiddlewaretoken" && value !== sent.get(name));
 }
 
 // A turn that is new here gets its place before htmx looks for it.
 root.addEventListener("htmx:beforeSwap", ({ detail, target }) => {
-  answering = detail;
   // The reason of a refusal is part of the answer.
   if (detail.xhr.status === 409) Object.assign(detail, { shouldSwap: true, isError: false });
   if (!detail.shouldSwap || target.id === "older") return;
@@ -243,10 +234,10 @@ root.addEventListener("htmx:oobBeforeSwap", ({ detail, target }) => {
     blend(target, fresh);
   } else if (target.id === "waiting-box") {
     detail.shouldSwap = false;
-    if (!isAwaited(target)) blendWaiting(target, fresh);
+    blendWaiting(target, fresh);
   } else if (target.id === "chat-state") {
     takeState(fresh.dataset);
-  } else if (plain(target) === plain(fresh) || isBeingEdited(target) || isAwaited(target)) {
+  } else if (plain(target) === plain(fresh) || isBeingEdited(target) || hasMoreToSay(target)) {
     detail.shouldSwap = false;
   } else {
     keepFocus(target);
@@ -288,14 +279,14 @@ function takeState(fresh) {
 // that grows here isn't set back to what the server had stored a moment ago.
 function blend(shown, fresh) {
   const wanted = [...fresh.children];
-  for (const child of [...shown.children]) if (!wanted.some(({ id }) => id === child.id) && !isAwaited(child)) child.remove();
+  for (const child of [...shown.children]) if (!wanted.some(({ id }) => id === child.id)) child.remove();
   wanted.forEach((item, index) => {
     const old = document.getElementById(item.id);
     if (!old || !transcript.contains(old)) place(item, shown, index);
     else {
       if (shown.children[index] !== old) shown.insertBefore(old, shown.children[index] ?? null);
       if (old.dataset.role === "assistant") blendReply(old, item);
-      else if (plain(old) !== plain(item) && !isAwaited(old)) {
+      else if (plain(old) !== plain(item)) {
         place(item, shown, index);
         old.remove();
       }
@@ -329,6 +320,7 @@ function blendReply(old, fresh) {
 // A message that is being edited keeps its form; when it is on its way already, its text goes back
 // to the composer.
 function blendWaiting(shown, fresh) {
+  const focused = shown.contains(document.activeElement) && document.activeElement.closest(".waiting-edit[open]") && document.activeElement;
   for (const editor of shown.querySelectorAll(".waiting-edit[open]")) {
     const text = editor.querySelector("textarea");
     const next = fresh.querySelector(`#${editor.closest("li").id} .waiting-edit`);
@@ -338,6 +330,7 @@ function blendWaiting(shown, fresh) {
   if (plain(shown) === plain(fresh)) return;
   shown.replaceChildren(...fresh.childNodes);
   htmx.process(shown);
+  if (focused?.isConnected) focused.focus({ preventScroll: true });
 }
 
 // -- the stream -------------------------------------------------------------------------------------

@@ -714,20 +714,20 @@ def test_older_turns_come_above_and_the_place_stays(patchbay: Patchbay, admin: C
         "from sessions import turns; from sessions.models import *\n"
         "from workspaces.models import User\n"
         f"chat, alice = ChatSession.objects.get(pk={chat!r}), User.objects.get(is_superuser=True)\n"
-        "for number in range(1, 41):\n"
+        "for number in range(1, 71):\n"
         "    turn = turns.send(chat.pk, alice, f'Question {number}', ring=False).turn\n"
-        "    Turn.objects.filter(pk=turn.pk).update(state='done', left_out_before=35)"
+        "    Turn.objects.filter(pk=turn.pk).update(state='done', left_out_before=65)"
     )
     patchbay.manage("shell", "-c", code)
     page.goto(patchbay.url + path)
-    expect(page.locator("#transcript > [data-turn]")).to_have_count(30)
-    expect(page.locator("#turn-35 > .seam")).to_be_visible()
+    expect(page.locator("#transcript > [data-turn]")).to_have_count(60)
+    expect(page.locator("#turn-65 > .seam")).to_be_visible()
     link = page.get_by_role("link", name="Show older turns")
     link.scroll_into_view_if_needed()
     first = page.locator("#turn-11")
     before = first.bounding_box()
     link.click()
-    expect(page.locator("#transcript > [data-turn]")).to_have_count(40)
+    expect(page.locator("#transcript > [data-turn]")).to_have_count(70)
     expect(link).to_have_count(0)
     after = first.bounding_box()
     assert before and after
@@ -735,4 +735,4 @@ def test_older_turns_come_above_and_the_place_stays(patchbay: Patchbay, admin: C
     numbers = page.locator("#transcript > [data-turn]").evaluate_all(
         "turns => turns.map((turn) => Number(turn.dataset.turn))"
     )
-    assert numbers == list(range(1, 41))
+    assert numbers == list(range(1, 71))

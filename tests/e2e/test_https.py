@@ -49,7 +49,7 @@ def https(
             client.get("/setup/")
             token = running.env["PATCHBAY_SETUP_TOKEN"]
             answer = client.post("/setup/", data={"token": token, **ADMIN})
-            assert answer.status_code == 302, answer.text
+            assert answer.status_code == 303, answer.text
         yield running
 
 
