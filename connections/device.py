@@ -30,6 +30,7 @@ from connections.providers.wire.oauth import Issuer, Tokens
 from connections.sign_in import keep
 from connections.targets import CodexMissing, codex_path_of
 from workspaces.audit import record
+from workspaces.models import User
 from workspaces.runtime import get_runtime
 from workspaces.vault import Plain
 
@@ -145,9 +146,12 @@ def _show(taken: _Taken, code: DeviceCode) -> bool:
 
 
 def _goes_on(taken: _Taken) -> bool:
-    """Renews the lease; False when the person cancelled or the time is over."""
+    """Renews the lease; False when the person cancelled, is no admin any more, or the time is
+    over."""
     now = timezone.now()
-    return bool(_held(taken).filter(expires_at__gt=now).update(busy_until=now + LEASE))
+    person = User.objects.filter(is_active=True, is_superuser=True)
+    held = _held(taken).filter(expires_at__gt=now, started_by__in=person)
+    return bool(held.update(busy_until=now + LEASE))
 
 
 def _keep(taken: _Taken, tokens: Tokens) -> None:

@@ -213,6 +213,9 @@ def keep(
     """Stores what an attempt brought, for whoever holds it. Takes the connection's row lock."""
     with transaction.atomic():
         row = _locked(connection)
+        actor.refresh_from_db(fields=["is_active", "is_superuser"])
+        if not actor.is_instance_admin:
+            raise _wrong(_("Only an admin of this installation can sign a connection in."))
         held = SignIn.objects.select_for_update().filter(
             pk=attempt.pk, busy_token=attempt.busy_token, state=SignIn.State.OPEN
         )

@@ -167,7 +167,8 @@ def codex_path_of(connection: Connection) -> str:
 
 def _lent(connection: Connection) -> dict[str, str]:
     """What the server's own environment holds for the provider, {} where a chain will be asked."""
-    if connection.provider_type not in settings.ENVIRONMENT_AUTH:
+    if connection.provider_type not in settings.ENVIRONMENT_AUTH or connection.base_url:
+        # No form and no file gives such a one an address; the operator's key stays here anyway.
         raise EnvironmentOff
     name = _VARIABLES.get(ProviderType(connection.provider_type))
     if name is None:

@@ -15,7 +15,7 @@ import asyncio
 import base64
 import contextlib
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,7 @@ class Session:
         self._client, self._url = client, url
         self._own = {name.lower(): value for name, value in headers.items()}
         self._scrub = Scrubber(Target("mcp", "", extra_headers=headers))
+        self._hidden = _hidden(headers)
         self._lock = asyncio.Lock()
         self._number = 0
         self._is_open = False
@@ -166,7 +167,7 @@ class Session:
         result = answer.get("result")
         if not isinstance(result, dict):
             raise ProviderError(ErrorKind.PROTOCOL, "The answer has neither result nor error.")
-        return result
+        return _masked(result, self._hidden) if self._hidden else result
 
     async def _tell(self, message: dict[str, Any]) -> None:
         """Sends what has no answer. Raises ProviderError."""
@@ -280,6 +281,27 @@ _ENVELOPE = {
     "io.modelcontextprotocol/clientInfo": CLIENT,
     "io.modelcontextprotocol/clientCapabilities": {},
 }
+
+
+def _hidden(headers: Mapping[str, str]) -> list[str]:
+    """The headers' values, and what stands in one after its scheme, in every spelling, longest
+    first. A short one is no key, and its letters are in every text."""
+    values = {piece for value in headers.values() for piece in (value, value.partition(" ")[2])}
+    found = {text for value in values if len(value) >= 8 for text in errors.spellings(value)}
+    return sorted(found, key=len, reverse=True)
+
+
+def _masked(value: Any, hidden: Sequence[str]) -> Any:
+    """What a server says without what it was sent: its tools are shown to all members."""
+    if isinstance(value, str):
+        for text in hidden:
+            value = value.replace(text, "[secret]")
+        return value
+    if isinstance(value, list):
+        return [_masked(one, hidden) for one in value]
+    if isinstance(value, dict):
+        return {_masked(key, hidden): _masked(one, hidden) for key, one in value.items()}
+    return value
 
 
 def _header_value(text: str) -> str:

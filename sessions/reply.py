@@ -15,12 +15,13 @@ from django.template.loader import render_to_string
 from django.utils.safestring import SafeString, mark_safe
 
 from connections.providers.base import Part, ToolCall
+from connections.providers.wire.lenient_json import dumps
 from sessions.bus import Writer
 from sessions.models import Message
 from sessions.render import Blocks, clean, utf16_len
 
 RENDER_EVERY = 1.0  # seconds between two renderings of the open block
-MAX_REPLY = 2_000_000  # characters of one reply; more is cut and said so
+MAX_REPLY = 2_000_000  # characters of one reply, its calls included; more is cut and said so
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,12 @@ class Reply:
             part["raw"] = call.raw
         if call.sig is not None:
             part["sig"] = call.sig
+        if call.args or call.raw:
+            size = len(call.raw) + len(dumps(part["args"]))
+            if size > MAX_REPLY - self._size:
+                self.is_cut = True
+                return
+            self._size += size
         self.parts.append(part)
         self.changed = True
         self._calls[call.id] = (self._base, part)

@@ -190,7 +190,6 @@ class Toolbox:
     missing: list[str] = field(default_factory=list)
     _remote: dict[str, Remote] = field(default_factory=dict)
     _sessions: dict[uuid.UUID, mcp.Session] = field(default_factory=dict)
-    _secrets: dict[uuid.UUID, list[str]] = field(default_factory=dict)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
@@ -277,8 +276,6 @@ class Toolbox:
             # By its type alone: the text may quote what was sent.
             logger.error("a tool's call failed: %s", type(error).__name__)
             return self._failed(server, "The call failed."), True
-        for secret in self._secrets.get(server.id, ()):
-            text = text.replace(secret, "[secret]")
         return tools.cut(clean(text)), is_error
 
     async def close(self) -> None:
@@ -301,7 +298,6 @@ class Toolbox:
                 )
                 session = mcp.Session(client_for(tool_policy()), opened.url, opened.headers)
                 self._sessions[server.id] = session
-                self._secrets[server.id] = _hidden(opened.headers)
             return session
 
     async def _note(self, server: Server, kind: str, detail: str) -> None:
@@ -310,12 +306,6 @@ class Toolbox:
     @staticmethod
     def _failed(server: Server, why: str) -> str:
         return f"The tool server “{server.name}” could not do this. {why}"
-
-
-def _hidden(headers: Mapping[str, str]) -> list[str]:
-    """The headers' values, and what stands in one after its scheme, longest first."""
-    values = {piece for value in headers.values() for piece in (value, value.partition(" ")[2])}
-    return sorted((value for value in values if len(value) >= 8), key=len, reverse=True)
 
 
 # -- names and schemas that providers take ---------------------------------------------------------

@@ -48,6 +48,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_BYTES = 64 * 1024 * 1024  # of one response, headers and framing included
+MAX_HEAD = 512 * 1024  # bytes until a response's body begins, interim responses included
 MAX_SECONDS = 15 * 60.0  # from the last byte of a request to the last byte of its response
 MAX_URL = 2048  # characters
 _LOOKUP_SECONDS = 5.0
@@ -418,7 +419,8 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
 
 class _BoundedStream(httpcore.AsyncNetworkStream):
     """A connection on which one response, headers and endless interim responses included, has
-    only so many bytes and so much time. Writing a request starts the count again."""
+    only so many bytes and so much time. Writing a request starts the count again; until
+    `body_begins` no more than `MAX_HEAD` bytes are read."""
 
     def __init__(
         self, stream: httpcore.AsyncNetworkStream, max_bytes: int, max_seconds: float
@@ -429,8 +431,13 @@ class _BoundedStream(httpcore.AsyncNetworkStream):
 
     def _restart(self) -> None:
         max_bytes, max_seconds = self._limits
-        self._left = max_bytes
+        self._left = min(max_bytes, MAX_HEAD)
+        self._after_head = max_bytes - self._left
         self._deadline = time.monotonic() + max_seconds
+
+    def body_begins(self) -> None:
+        self._left += self._after_head
+        self._after_head = 0
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         seconds = self._deadline - time.monotonic()
@@ -441,7 +448,8 @@ class _BoundedStream(httpcore.AsyncNetworkStream):
         )
         self._left -= len(data)
         if self._left < 0:
-            raise ResponseTooLarge(f"The response is larger than {self._limits[0]} bytes.")
+            limit = self._limits[0] - self._after_head
+            raise ResponseTooLarge(f"The response is larger than {limit} bytes.")
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
@@ -477,6 +485,9 @@ class _GuardedTransport(httpx.AsyncHTTPTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await super().handle_async_request(request)
+        stream = response.extensions.get("network_stream")
+        if isinstance(stream, _BoundedStream):
+            stream.body_begins()
         encoding = response.headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity"):
             await response.aclose()

@@ -177,7 +177,7 @@ class Scrubber:
 
     @cached_property
     def _values(self) -> list[str]:
-        spelled = {text for secret in self._secrets for text in _spellings(secret) if text}
+        spelled = {text for secret in self._secrets for text in spellings(secret) if text}
         return sorted(spelled, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
@@ -222,7 +222,8 @@ def _secret_texts(secret: Mapping[str, str]) -> Iterator[str]:
             yield value
 
 
-def _spellings(secret: str) -> set[str]:
+def spellings(secret: str) -> set[str]:
+    """A secret as it came, in an address, in JSON, on a page, in base64."""
     secret = " ".join(secret.split())  # as in the text that is scrubbed
     encoded = [code(secret.encode()) for code in (b64encode, urlsafe_b64encode)]
     return {

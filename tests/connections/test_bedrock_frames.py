@@ -162,6 +162,16 @@ def test_an_unfinished_message_is_not_collected_beyond_its_limit():
         EventStreamParser(max_message=1000).feed(raw(b"", b"x" * 2000)[:12])
 
 
+def test_what_stands_before_a_damaged_message_comes_first():
+    good, bad = raw(b"", b"{}"), bytearray(raw(b"", b"{}"))
+    bad[-1] ^= 1
+    found = []
+    with pytest.raises(ProviderError, match="checksum"):
+        for event in EventStreamParser().feed(good + good + bytes(bad)):
+            found.append(event)
+    assert found == [(b"", b"{}")] * 2
+
+
 def test_the_fakes_exceptions_are_read_by_botocore():
     reply = BedrockReply(Asked("m", 1), 1)
     for kind in ("rate", "server", "bad_request", "overloaded"):

@@ -327,10 +327,10 @@ async def test_a_call_of_a_tool_that_was_not_offered_runs_nothing_and_has_an_end
         yield fake_models.Call("exec_command", '{"cmd": "touch /tmp/never"}')
         yield fake_models.Stop("tool_calls")
 
-    model = fake_models.Model("calls", "calls", "calls without end", call_for_ever)
+    model = fake_models.Model("calls-on", "calls-on", "calls without end", call_for_ever)
     monkeypatch.setattr(fake_models, "MODELS", (*fake_models.MODELS, model))
     async with client() as http:
-        events, error = await replies(http, target(fakes), asking("calls"))
+        events, error = await replies(http, target(fakes), asking("calls-on"))
     assert text_of(events) == ""
     assert error.kind is ErrorKind.PROTOCOL
     assert "not offered" in error.message

@@ -8,13 +8,17 @@ import json
 import time
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from connections import actions, device
 from connections.choices import Status
+from connections.issuers import issuer_for
 from connections.models import Connection, Secret, SignIn
 from connections.providers import get
 from connections.providers.base import ErrorKind, ModelRequest, ProviderError, TextDelta, Turnlet
+from connections.providers.wire.oauth import Tokens
+from connections.sign_in import keep
 from connections.targets import target_of
 from connections.tasks import sign_in_by_device, validate_connection, validate_due
 from tests.builders import make_connection
@@ -291,3 +295,18 @@ def test_a_code_can_not_be_pasted_into_it(page, issuer, chatgpt, doorbell):
     answer = page.post(f"{PAGE}sign-in/finish/", data)
     assert answer.status_code == 422
     assert "known any more" in answer.text
+
+
+def test_who_is_no_admin_any_more_signs_nothing_in(page, issuer, chatgpt, doorbell, alice):
+    """The code is on a page of theirs, and their account would answer everybody."""
+    begin(page, doorbell)
+    shown(page, "ABCD-12345")
+    type(alice).objects.filter(pk=alice.pk).update(is_superuser=False)
+    until(lambda: processes() == [])
+    issuer.approve()
+    attempt = SignIn.objects.get()
+    assert attempt.state != SignIn.State.DONE
+    tokens = Tokens("access", "refresh", 3600.0, "carol", "personal", {"account_id": "a"})
+    with pytest.raises(ValidationError):  # tokens that came at the same moment
+        keep(alice, chatgpt, attempt, tokens, issuer_for("openai"))
+    assert not Secret.objects.exists()

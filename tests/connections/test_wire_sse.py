@@ -76,5 +76,12 @@ def test_a_line_or_an_event_that_is_too_long_is_refused(chunks):
 
 
 def test_many_events_of_the_largest_size_pass():
-    chunks = [b"data: " + b"x" * 500 + b"\ndata: " + b"x" * 500 + b"\n\n"] * 50
+    chunks = [b"data: " + b"x" * 492 + b"\ndata: " + b"x" * 492 + b"\n\n"] * 50
     assert len(events_of(*chunks)) == 50
+
+
+@pytest.mark.parametrize("line", [b"data:\n", b"data\n"])
+def test_lines_of_nothing_count(line):
+    parser = SSEParser(1000)
+    with pytest.raises(ProviderError, match="more than 1000 bytes"):
+        parser.feed(line * 100)

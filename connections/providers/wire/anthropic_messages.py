@@ -20,6 +20,7 @@ from connections.providers.base import (
 )
 from connections.providers.errors import Scrubber, from_payload
 from connections.providers.wire import toolargs
+from connections.providers.wire.held import Held
 from connections.providers.wire.history import Entry, settle
 from connections.providers.wire.lenient_json import clean, loads
 from connections.providers.wire.numbers import count
@@ -135,7 +136,7 @@ class _Block:
         self.kind = kind
         self.id = _text(start, "id")
         self.name = _text(start, "name")
-        self.sig: Any = _text(start, "signature")
+        self.sig = [_text(start, "signature")]
         self.arguments: list[str] = []
         given = start.get("input")
         if kind == "tool_use" and type(given) is dict and given:
@@ -148,6 +149,7 @@ class AnthropicMessagesDecoder:
         self.over = False
         self._scrub = scrub
         self._blocks: dict[Any, _Block] = {}
+        self._held = Held()
         self._started = 0
         self._usage: dict[str, int] = {}
 
@@ -195,9 +197,9 @@ class AnthropicMessagesDecoder:
                 out.append(ThinkingDelta(text))
         elif block := self._block(index):
             if kind == "input_json_delta":
-                block.arguments.append(_text(delta, "partial_json"))
+                block.arguments.append(self._held(_text(delta, "partial_json")))
             elif kind == "signature_delta":
-                block.sig += _text(delta, "signature")
+                block.sig.append(self._held(_text(delta, "signature")))
 
     def _start_block(self, index: Any, start: dict[str, Any], out: list[Event]) -> None:
         self._started += 1
@@ -205,13 +207,15 @@ class AnthropicMessagesDecoder:
             raise ProviderError(ErrorKind.PROTOCOL, "Too many blocks in one reply.")
         kind = start.get("type")
         if type(index) is int:
-            self._blocks[index] = _Block(kind, start)
+            block = self._blocks[index] = _Block(kind, start)
+            for text in (*block.sig, *block.arguments):
+                self._held(text)
         if kind == "text" and (text := _text(start, "text")):
             out.append(TextDelta(text))
         elif kind == "thinking" and (text := _text(start, "thinking")):
             out.append(ThinkingDelta(text))
         elif kind == "redacted_thinking":
-            out.append(ThinkingEnd({"redacted": _text(start, "data")}))
+            out.append(ThinkingEnd({"redacted": self._held(_text(start, "data"))}))
 
     def _end_block(self, index: Any, out: list[Event]) -> None:
         block = self._block(index)
@@ -219,7 +223,7 @@ class AnthropicMessagesDecoder:
             return
         del self._blocks[index]
         if block.kind == "thinking":
-            out.append(ThinkingEnd(block.sig))
+            out.append(ThinkingEnd("".join(block.sig)))
         elif block.kind == "tool_use":
             args, raw = toolargs.parse("".join(block.arguments))
             out.append(ToolCall(block.id, block.name, args, raw))

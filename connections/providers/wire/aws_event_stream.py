@@ -10,6 +10,7 @@ A message is, in big-endian numbers::
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from struct import Struct
 from struct import error as StructError
 from zlib import crc32
@@ -34,7 +35,7 @@ class EventStreamParser:
 
     An event is `(name, payload)`, both bytes: `name` is the event's type, or `exception:` and the
     type of the exception. Raises ProviderError(protocol) for a message that is larger than
-    `max_message`, is damaged, or is none.
+    `max_message`, is damaged, or is none; the events before it come first.
     """
 
     __slots__ = ("_buffer", "_max", "_seen", "_total")
@@ -45,10 +46,19 @@ class EventStreamParser:
         self._seen: tuple[bytes, bytes] = (b"", b"")  # headers of the last event, and its name
         self._total = 0  # length of the message that the buffer begins with, 0 while unknown
 
-    def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
+    def feed(self, chunk: bytes) -> Iterable[tuple[bytes, bytes]]:
+        events: list[tuple[bytes, bytes]] = []
+        try:
+            self._take(chunk, events)
+        except ProviderError as fault:
+            if not events:
+                raise
+            return _followed(events, fault)
+        return events
+
+    def _take(self, chunk: bytes, events: list[tuple[bytes, bytes]]) -> None:
         buffer = self._buffer
         buffer += chunk
-        events = []
         start, have = 0, len(buffer)
         while have - start >= (self._total or _PRELUDE.size):
             if not self._total:
@@ -59,7 +69,6 @@ class EventStreamParser:
             start, self._total = end, 0
         if start:
             del buffer[:start]
-        return events
 
     def close(self) -> list[tuple[bytes, bytes]]:
         """A message that is not whole can't be an event."""
@@ -96,6 +105,13 @@ class EventStreamParser:
         name = headers.get(b":event-type", b"")
         self._seen = (head, name)
         return name, message[payload:end]
+
+
+def _followed(
+    events: list[tuple[bytes, bytes]], fault: ProviderError
+) -> Iterator[tuple[bytes, bytes]]:
+    yield from events
+    raise fault
 
 
 def _headers(data: bytes) -> dict[bytes, bytes]:

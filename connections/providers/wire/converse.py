@@ -29,6 +29,7 @@ from connections.providers.base import (
 from connections.providers.errors import Scrubber, from_aws_exception
 from connections.providers.wire import toolargs
 from connections.providers.wire.aws_event_stream import EXCEPTION, EventStreamParser
+from connections.providers.wire.held import Held
 from connections.providers.wire.history import Entry, settle
 from connections.providers.wire.lenient_json import clean, dumps, loads
 from connections.providers.wire.numbers import count
@@ -297,7 +298,7 @@ class _Block:
         self.name = ""
         self.arguments: list[str] = []
         self.thinks = False
-        self.signature = ""
+        self.signature: list[str] = []
         self.redacted: list[str] = []
 
 
@@ -308,6 +309,7 @@ class ConverseDecoder:
         self._scrub = scrub
         self._maker = maker
         self._blocks: dict[int, _Block] = {}
+        self._held = Held()
         self._started = 0
 
     def feed(self, name: bytes, data: bytes, out: list[Event]) -> None:
@@ -349,11 +351,11 @@ class ConverseDecoder:
                 out.append(ThinkingDelta(text))
             if block:
                 block.thinks = True
-                block.signature += _text(thought, "signature")
+                block.signature.append(self._held(_text(thought, "signature")))
                 if redacted := _text(thought, "redactedContent"):
-                    block.redacted.append(redacted)
+                    block.redacted.append(self._held(redacted))
         elif (use := _object(delta, "toolUse")) and (block := self._block(index)):
-            block.arguments.append(_text(use, "input"))
+            block.arguments.append(self._held(_text(use, "input")))
 
     def _block(self, index: Any) -> _Block | None:
         """The open block of this index, opened if it isn't."""
@@ -374,8 +376,8 @@ class ConverseDecoder:
             sig = {}
             if block.redacted:
                 sig = {"redacted_content": _joined(block.redacted)}
-            elif block.signature:
-                sig = {"signature": block.signature}
+            elif signature := "".join(block.signature):
+                sig = {"signature": signature}
             out.append(ThinkingEnd({"maker": self._maker, **sig} if sig else None))
         elif block.id or block.name:
             args, raw = toolargs.parse("".join(block.arguments))

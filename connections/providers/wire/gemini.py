@@ -33,6 +33,7 @@ from connections.providers.base import (
 )
 from connections.providers.errors import Scrubber, from_payload, unwrapped
 from connections.providers.wire import gemini_schema, toolargs
+from connections.providers.wire.held import Held
 from connections.providers.wire.history import Entry, settle
 from connections.providers.wire.lenient_json import clean, loads
 from connections.providers.wire.numbers import count
@@ -193,6 +194,7 @@ class GeminiDecoder:
         self._at = 0  # characters of the open text
         self._signed: list[list[Any]] = []  # its signed pieces
         self._calls = 0
+        self._held = Held()
         self._usage: dict[str, int] = {}
 
     def feed(self, name: bytes, data: bytes, out: list[Event]) -> None:
@@ -237,7 +239,7 @@ class GeminiDecoder:
 
     def _read_part(self, part: dict[str, Any], out: list[Event]) -> None:
         given = part.get("thoughtSignature")
-        signature = given if type(given) is str else ""
+        signature = self._held(given) if type(given) is str else ""
         found = part.get("text")
         text = found if type(found) is str else ""
         if type(part.get("functionCall")) is dict:
@@ -267,7 +269,7 @@ class GeminiDecoder:
             raise ProviderError(ErrorKind.PROTOCOL, "Too many tool calls in one reply.")
         name, own, given = call.get("name"), call.get("id"), call.get("args")
         # written and read: as it can be stored and sent back
-        args, raw = toolargs.parse("" if given is None else toolargs.written(given))
+        args, raw = toolargs.parse("" if given is None else self._held(toolargs.written(given)))
         sig: dict[str, str] = {}
         if signature:
             sig["thoughtSignature"] = signature

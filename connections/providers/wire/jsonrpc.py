@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -107,7 +108,6 @@ class Peer:
                 stderr=asyncio.subprocess.PIPE,
                 env=dict(env),
                 cwd=cwd,
-                limit=MAX_LINE,
                 start_new_session=True,
                 preexec_fn=_die_with_us(),
             )
@@ -181,8 +181,9 @@ class Peer:
         stdout = self._process.stdout
         assert stdout is not None
         try:
-            while line := await stdout.readline():
-                await self._take(line)
+            async with aclosing(_lines(stdout)) as lines:
+                async for line in lines:
+                    await self._take(line)
         except ValueError:  # a line past the limit, or one that isn't JSON
             self._fault = "it wrote what can't be read"
             self._kill()
@@ -282,6 +283,23 @@ class Peer:
             if process.returncode is None:
                 self._kill()
         await process.wait()
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Not `readline`: it would let two of the longest lines wait unread. Raises ValueError."""
+    pieces: list[bytes] = []
+    size = 0
+    while chunk := await stream.read(1 << 16):
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            yield b"".join((*pieces, end))
+            pieces, size = [], 0
+        pieces.append(rest)
+        size += len(rest)
+        if size > MAX_LINE:
+            raise ValueError("the line is too long")
+    if size:
+        yield b"".join(pieces)
 
 
 async def _drained(process: asyncio.subprocess.Process) -> None:

@@ -13,11 +13,15 @@ from typing import Any
 
 import orjson
 
+MAX_ITEMS = 400_000  # values of one text: two bytes of it can be a hundred of memory
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # up to its end, or that of the text
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def loads(data: bytes) -> Any:
-    """Raises ValueError if `data` is not JSON."""
+    """Raises ValueError if `data` is not JSON, or has more than `MAX_ITEMS` values."""
+    if len(data) > MAX_ITEMS < _items(data) and _items(_STRING.sub(b"", data)) > MAX_ITEMS:
+        raise ValueError("JSON of too many parts")
     try:
         value = orjson.loads(data)
         if b"\\u0000" not in data:
@@ -30,6 +34,10 @@ def loads(data: bytes) -> Any:
         return _storable(value)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
+
+
+def _items(data: bytes) -> int:
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def dumps(value: Any) -> bytes:

@@ -22,6 +22,7 @@ from connections.providers.base import (
 )
 from connections.providers.errors import Scrubber, from_payload
 from connections.providers.wire import toolargs
+from connections.providers.wire.held import Held
 from connections.providers.wire.history import Entry, settle
 from connections.providers.wire.lenient_json import clean, dumps, loads
 from connections.providers.wire.numbers import count, positive
@@ -170,6 +171,7 @@ class OpenAICompletionsDecoder:
         self._scrub = scrub
         self._thinking = ""  # the field in which the open thinking comes
         self._calls: list[_Call] = []
+        self._held = Held()
         self._by_index: dict[int, _Call] = {}
 
     def feed(self, name: bytes, data: bytes, out: list[Event]) -> None:
@@ -248,9 +250,9 @@ class OpenAICompletionsDecoder:
             call.name = name
         arguments = function.get("arguments") if type(function) is dict else None
         if type(arguments) is str:
-            call.arguments.append(arguments)
+            call.arguments.append(self._held(arguments))
         elif type(arguments) is dict:  # an object where the format wants its text
-            call.arguments.append(toolargs.written(arguments))
+            call.arguments.append(self._held(toolargs.written(arguments)))
 
     def _end_thinking(self, out: list[Event]) -> None:
         if self._thinking:

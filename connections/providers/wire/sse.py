@@ -9,6 +9,7 @@ from __future__ import annotations
 from connections.providers.base import ErrorKind, ProviderError
 
 MAX_EVENT = 4 * 1024 * 1024  # bytes; bounds one line and the data of one event
+_LINE = 16  # that each further line of an event's data counts besides, as a piece that is kept
 BOM = b"\xef\xbb\xbf"
 
 
@@ -69,7 +70,7 @@ class SSEParser:
         for line in lines:
             if line[:5] == b"data:":
                 value = line[6:] if line[5:6] == b" " else line[5:]
-                self._size += len(value)
+                self._size += len(value) + (_LINE if data else 0)
                 if self._size > self._max:
                     raise self._too_big()
                 data.append(value)
@@ -82,6 +83,9 @@ class SSEParser:
             elif line[:6] == b"event:":
                 self._name = line[7:] if line[6:7] == b" " else line[6:]
             elif line == b"data":
+                self._size += _LINE
+                if self._size > self._max:
+                    raise self._too_big()
                 data.append(b"")
             # comments, `id`, `retry` and unknown fields say nothing to a reader of one reply
         return events

@@ -7,7 +7,7 @@ import json
 import socket
 import socketserver
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
@@ -39,7 +39,7 @@ class Request:
         return content if isinstance(content, str) else content[-1]["text"]
 
 
-Answer = Callable[[Request], bytes]
+Answer = Callable[[Request], bytes | Iterator[bytes]]
 
 
 class Listener:
@@ -47,7 +47,8 @@ class Listener:
 
     Listens on `host`; with `everywhere` on every address of this machine, in IPv4 and IPv6.
     Each connection carries one request, answered with the bytes of `answer(request)`; an empty
-    answer leaves the caller waiting until it goes.
+    answer leaves the caller waiting until it goes. Pieces are written one by one, the next when the
+    last one is taken, until the caller has gone.
     """
 
     def __init__(
@@ -98,7 +99,11 @@ class Listener:
         request.body = rfile.read(int(request.headers.get("content-length", 0)))
         request.raw += request.body
         self.requests.append(request)
-        if answer := self._answer(request):
+        answer = self._answer(request)
+        if not isinstance(answer, bytes):
+            for piece in answer:
+                wfile.write(piece)
+        elif answer:
             wfile.write(answer)
         else:
             rfile.read(1)

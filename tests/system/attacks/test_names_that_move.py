@@ -4,14 +4,21 @@ can't be made up for another process, so the whole product runs in this one."""
 from __future__ import annotations
 
 import ipaddress
+import json
+import time
 from collections.abc import Iterator
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from django.test import override_settings
 
-from connections import actions, tasks
+from connections import actions, providers, tasks
 from connections.models import Connection, ProbeResult
-from sessions import tools, turns
+from connections.providers import google_token
+from connections.providers.base import ModelRequest, ProviderError, Target, Turnlet
+from connections.providers.wire import oauth
+from sessions import tool_servers, tools, turns
 from sessions.models import ChatSession, Turn
 from sessions.worker import Crew
 from tests.system.attacks.listener import Listener, reply, response
@@ -144,4 +151,104 @@ def test_fetch_url_does_not_follow_a_name_inside(crew, names, servers):
         text, is_error = crew.runtime.submit(tools.run("fetch_url", {"url": url})).result(30)
         assert is_error
         assert "can't be fetched" in text
+    assert [server.connections for server in servers] == [0, 0]
+
+
+KINDS = {
+    "bedrock": {
+        "provider_type": "bedrock",
+        "auth_type": "api_key",
+        "region": "eu-central-1",
+        "secret": {"api_key": "sk-moving"},
+    },
+    "vertex": {
+        "provider_type": "vertex",
+        "auth_type": "service_account_file",
+        "region": "europe-west1",
+        "project": "project-1",
+        "secret": {"service_account_json": "{}"},
+    },
+    "codex": {
+        "provider_type": "openai",
+        "auth_type": "api_key_with_endpoint",
+        "secret": {"api_key": "sk-moving"},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_other_provider_follows_a_name_inside(crew, names, servers, settings, kind):
+    """The relay of Codex neither."""
+    names.move_after(0)
+    fields = {**KINDS[kind], "base_url": f"http://{NAME}:{servers[0].port}"}
+    path = settings.CODEX_PATHS[0] if kind == "codex" else ""
+    target = Target(wire="", codex_path=path, **fields)
+    provider = providers.get(target.provider_type)
+    if kind == "vertex":
+        good = google_token.Token("token", time.time() + 600)
+        google_token._keep(google_token._name(target), good)
+    request = ModelRequest("m", [Turnlet("user", [{"t": "text", "text": "words"}])], 100)
+
+    async def ask(call: str) -> str:
+        client = egress.client_for(egress.provider_policy())
+        try:
+            if call == "models":
+                await provider.list_models(client, target)
+            else:
+                async for _ in provider.stream(client, target, request):
+                    pass
+        except ProviderError as error:
+            return error.kind.value
+        return ""
+
+    for call in ("models", "stream"):
+        assert crew.runtime.submit(ask(call)).result(60) == "egress", call
+    assert [server.connections for server in servers] == [0, 0]
+
+
+def test_no_token_is_fetched_from_a_name_inside(crew, names, servers):
+    """Neither by a code nor by a refresh token, nor for a service account."""
+    names.move_after(0)
+    url = f"http://{NAME}:{servers[0].port}/token"
+    issuer = oauth.Issuer("client", url, url, url, "x", json_body=True)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    account = {
+        "type": "service_account",
+        "client_email": "robot@project-1.iam.gserviceaccount.com",
+        "private_key": key.decode(),
+        "token_uri": google_token.TOKEN_URI,
+    }
+    secret = {"service_account_json": json.dumps(account)}
+    target = Target("vertex", "service_account_file", secret=secret, token_url=url)
+
+    async def fetch(what: str) -> str:
+        policy = egress.provider_policy()
+        try:
+            if what == "code":
+                await oauth.exchange(policy, issuer, code="c", state="s", verifier="v" * 43)
+            elif what == "refresh":
+                await oauth.renew(policy, issuer, "refresh")
+            else:
+                await google_token.token_for(egress.client_for(policy), target)
+        except ProviderError as error:
+            return error.kind.value
+        return ""
+
+    for what in ("code", "refresh", "account"):
+        assert crew.runtime.submit(fetch(what)).result(60) == "egress", what
+    assert [server.connections for server in servers] == [0, 0]
+
+
+def test_no_tool_server_is_called_at_a_name_inside(crew, names, servers, alice, workspace):
+    names.move_after(1, first=[PUBLIC])
+    url = f"http://{NAME}:{servers[0].port}/mcp"
+    headers = "Authorization: Bearer moving-0123456789"
+    made = tool_servers.create(alice, workspace, name="x", url=url, headers=headers)
+    for then in ([INSIDE], [ALLOWED], [PUBLIC, INSIDE]):
+        names.move_after(0, then=then)
+        assert tool_servers.test(alice, made) == "egress"
     assert [server.connections for server in servers] == [0, 0]

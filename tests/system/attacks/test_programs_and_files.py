@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from html import unescape
 
 import pytest
 
 from tests.fakes.server import key_hash
 from tests.system.attacks.bait import Bait
-from tests.system.attacks.listener import Listener, reply
+from tests.system.attacks.listener import Listener, reply, response
 from tests.system.attacks.server import FORM
 
 SERVICE_ACCOUNT = {
@@ -174,7 +176,8 @@ def test_profiles_and_commands_of_aws_have_no_field(attacked, bait, listener):
     assert listener.connections == 0
 
 
-def test_a_file_brings_in_no_program_no_file_and_no_profile(attacked, bait, listener, tmp_path):
+def reaching(bait: Bait, listener: Listener, prefix: str) -> list[dict]:
+    """Entries of a file that name programs, files and profiles."""
     entry = {
         "name": "x",
         "providerType": "bedrock",
@@ -183,7 +186,10 @@ def test_a_file_brings_in_no_program_no_file_and_no_profile(attacked, bait, list
         "models": ["m"],
     }
     codex = {"name": "x", "providerType": "openai", "authType": "api_key", "models": ["m"]}
-    refused = [
+    google = {**entry, "providerType": "vertex", "authType": "service_account_file"}
+    google |= {"gcpProjectId": "project-1", "gcpRegion": "europe-west1"}
+    external = {"type": "external_account", "token_url": listener.url}
+    entries = [
         {**entry, "awsProfile": "default"},
         {**entry, "aws_profile": "default"},
         {**entry, "credentialProcess": str(bait.program)},
@@ -194,23 +200,119 @@ def test_a_file_brings_in_no_program_no_file_and_no_profile(attacked, bait, list
         {**entry, "authType": "environment", "baseUrl": listener.url},
         {**codex, "codexPath": str(bait.program)},
         {**codex, "codexPath": "/bin/sh"},
+        {**google, "serviceAccountJson": json.dumps(external)},
+        {**google, "credentials": {**external, "credential_source": {"file": str(bait.file)}}},
+        {**google, "serviceAccountFile": str(bait.file)},
+        {**google, "tokenUri": listener.url, "token_uri": listener.url},
+        {**google, "gcpRegion": "127.0.0.1/"},
+        {**entry, "awsRegion": "eu.127.0.0.1:1/"},
     ]
-    entries = [{**one, "slug": f"reaching-{n}"} for n, one in enumerate(refused)]
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"llmConnections": entries}))
-    done = attacked.manage("import_connections", str(file), check=False)
+    return [{**one, "slug": f"{prefix}-{n}"} for n, one in enumerate(entries)]
+
+
+def check_what_came_in(attacked, bait, listener, prefix: str) -> None:
     stored = attacked.rows(
-        "SELECT slug, codex_path, unknown_fields FROM connections_connection"
-        " WHERE slug LIKE 'reaching-%'"
+        "SELECT slug, codex_path, unknown_fields FROM connections_connection WHERE slug LIKE ?",
+        f"{prefix}-%",
     )
     assert not [row for row in stored if row["codex_path"]]
-    assert not [row for row in stored if str(bait.program) in row["unknown_fields"]], done.stdout
+    assert not [row for row in stored if str(bait.program) in row["unknown_fields"]], stored
     # only what is harmless without what was left out
-    assert {row["slug"] for row in stored} <= {"reaching-6", "reaching-8", "reaching-9"}
+    harmless = {f"{prefix}-{n}" for n in (6, 8, 9, 10, 11, 12, 13)}
+    assert {row["slug"] for row in stored} <= harmless
     for row in stored:
         attacked.validate(row["slug"])
+        assert attacked.ask(row["slug"], "hello")["state"] != "done"
     assert bait.taken == []
     assert listener.connections == 0
+
+
+def test_a_file_brings_in_no_program_no_file_and_no_profile(attacked, bait, listener, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"llmConnections": reaching(bait, listener, "reaching")}))
+    attacked.manage("import_connections", str(file), check=False)
+    check_what_came_in(attacked, bait, listener, "reaching")
+
+
+def test_nor_does_one_on_the_page(attacked, bait, listener):
+    text = json.dumps({"llmConnections": reaching(bait, listener, "uploaded")})
+    files = {"file": ("config.json", text.encode())}
+    shown = attacked.admin.post("/connections/import/", files=files)
+    assert shown.status_code == 200, shown.text
+    draft = unescape(re.search(r'name="draft" value="([^"]*)"', shown.text)[1])
+    # all of it is asked for, what was refused too
+    offered = re.findall(r'name="take" value="([^"]+)"', shown.text)
+    keys = {unescape(key) for key in offered} | {f"connection:{n}" for n in range(20)}
+    data = {"draft": draft, "take": sorted(keys), "validate": "on", "codex_path": str(bait.program)}
+    assert attacked.admin.post("/connections/import/", data=data).status_code in (303, 409, 422)
+    data["take"] = [unescape(key) for key in offered]
+    attacked.admin.post("/connections/import/", data=data)
+    check_what_came_in(attacked, bait, listener, "uploaded")
+    # a draft that was changed on its way is none
+    data["draft"] = draft.replace(draft[10], "A" if draft[10] != "A" else "B", 1)
+    assert attacked.admin.post("/connections/import/", data=data).status_code == 422
+
+
+def test_a_path_that_left_in_an_export_does_not_come_in_again(attacked, bait, tmp_path):
+    attacked.add("leaving", "", "sk-1", provider_type="openai", auth_type="api_key")
+    attacked.execute(
+        "UPDATE connections_connection SET codex_path = ? WHERE slug = 'leaving'", str(bait.program)
+    )
+    data = {"which": "chosen", "slug": "leaving"}
+    exported = attacked.admin.post("/connections/export/", data=data)
+    attacked.execute("UPDATE connections_connection SET codex_path = '' WHERE slug = 'leaving'")
+    (entry,) = exported.json()["llmConnections"]
+    entry |= {"codexPath": str(bait.program), "name": "Changed"}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"llmConnections": [entry]}))
+    attacked.manage("import_connections", str(file), check=False)
+    row = attacked.rows("SELECT codex_path FROM connections_connection WHERE slug = 'leaving'")[0]
+    assert row["codex_path"] == ""
+    attacked.validate("leaving")
+    assert bait.taken == []
+    attacked.admin.post("/connections/leaving/delete/")
+
+
+def test_own_keys_only_go_out_whatever_the_environment_holds(attacked, trap):
+    """Of the kinds that have a variable, a chain or a program of their own."""
+    forms = {
+        "own-aws": {
+            "provider_type": "bedrock",
+            "auth_type": "iam_credentials",
+            "aws_region": "eu-central-1",
+            "access_key_id": "AKIAOWN0000000000001",
+            "secret_access_key": "own/secret+0123456789",
+        },
+        "own-aws-key": {
+            "provider_type": "bedrock",
+            "auth_type": "api_key",
+            "aws_region": "eu-central-1",
+            "api_key": "own-bedrock-key-0123456789",
+        },
+        "own-anthropic": {
+            "provider_type": "anthropic",
+            "auth_type": "api_key",
+            "api_key": "sk-own-anthropic-0123456789",
+        },
+        "own-codex": {"provider_type": "openai", "api_key": "sk-own-openai-0123456789"},
+    }
+    own = ("AKIAOWN0000000000001", "own-bedrock-key", "sk-own-anthropic", "sk-own-openai")
+    with Listener(lambda request: response(404, {"error": {"message": "no"}})) as provider:
+        for slug, fields in forms.items():
+            attacked.add(slug, f"{provider.url}/v1", **fields)
+            attacked.ask(slug, "hello")
+            attacked.admin.post(f"/connections/{slug}/delete/")
+    assert b"canary" not in provider.received.lower()
+    for key in own:
+        assert any(
+            key in request.headers.get("authorization", "") + request.headers.get("x-api-key", "")
+            for request in provider.requests
+            if request.method == "POST"
+        ), key
+    assert {request.headers["host"] for request in provider.requests} == {
+        f"127.0.0.1:{provider.port}"
+    }
+    assert trap.connections == 0
 
 
 def test_the_server_s_environment_has_no_effect(attacked, fakes, trap, home_bait):
