@@ -285,9 +285,9 @@ OTHERWISE = {
     ),
     (A.OAUTH, "unauthorized"): (
         "auth",
-        "Sign-in rejected",
-        "The provider rejected this connection's sign-in, a renewed one too. Sign in again on the "
-        "connection's page, then validate.",
+        "Sign in again",
+        "The provider doesn't take this connection's sign-in any more. Sign in again on the "
+        "connection's page.",
     ),
     (A.OAUTH, "forbidden"): (
         "forbidden",
@@ -519,8 +519,8 @@ def stream(rig: Rig, column: Column) -> None:
     assert Page(chat).text() == page.text()
     [record] = rig.fakes.requests(last_user=text)
     if column.auth is A.OAUTH:
-        tokens = [rig.device.tokens["access_token"], *rig.fakes.issuer.given]
-        assert record["key"] in map(key_hash, tokens[:1] if column.on_codex else tokens[1:])
+        given = rig.device.tokens.values() if column.on_codex else rig.fakes.issuer.given
+        assert record["key"] in map(key_hash, given)
     elif column.entry.sent_as:
         assert record["key"] == key_hash(column.entry.sent_as)
     if column.entry.led:
