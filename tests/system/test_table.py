@@ -21,7 +21,7 @@ import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -716,6 +716,23 @@ def table(
 def test_cell(table: Table, column: Column, cell: str) -> None:
     assert column.entry is not None, "a pair of ALLOWED_AUTH without an entry in ENTRIES"
     table.outcomes[str(column), cell].result()
+
+
+def test_no_secret_is_in_what_was_written_and_no_fault_is_unexpected(table: Table) -> None:
+    """After all of the cells: the log, the database with its journal, attachments, homes."""
+    wait(table.outcomes.values())
+    parts, account = table.rig.parts, json.loads(service_account())
+    secrets = [GOOD_KEY, *IAM.values(), LENT["AWS_SECRET_ACCESS_KEY"], account["private_key_id"]]
+    secrets += [account["private_key"].splitlines()[3], "ya29.", *table.rig.fakes.issuer.given]
+    secrets += [*table.rig.device.tokens.values(), KEY["wrong"]["api_key"]]
+    files = [parts.log, *(file for file in parts.data.rglob("*") if file.is_file())]
+    assert parts.database in files
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # a journal that was just closed
+            written = file.read_bytes()
+            found = [secret for secret in secrets if secret.encode() in written]
+            assert not found, file
+    assert "Traceback" not in parts.output(), parts.output()[-6000:]
 
 
 def test_the_table_has_no_hole() -> None:
