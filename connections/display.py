@@ -27,7 +27,7 @@ from connections.choices import (
 )
 from connections.issuers import issuer_for
 from connections.models import Connection, ProbeResult, Secret
-from connections.providers.base import ErrorKind, Target
+from connections.providers.base import Target
 from connections.resolve import Candidates
 from connections.sentences import Reason, Sentence, sentence
 from connections.targets import configuration_fault
@@ -50,8 +50,6 @@ def _health_sentence(connection: Connection, status: Status) -> Sentence | None:
         return sentence(configuration_fault(connection) or status.value)
     if status in (Status.INCOMPLETE, Status.SEALED):
         return sentence(status.value)
-    if status == Status.FAILED and signs_in and connection.health_error == ErrorKind.AUTH:
-        return sentence(ErrorKind.SIGN_IN_AGAIN)  # there is no key to paste
     if status == Status.FAILED:
         return sentence(connection.health_error, connection.auth_type)
     return None

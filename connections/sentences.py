@@ -104,12 +104,6 @@ _BY_AUTH: dict[tuple[str, str], Sentence] = {
         _("Set its authentication to an API key with endpoint, enter the key, and validate again."),
         _("Ask an admin to enter one."),
     ),
-    (AuthType.OAUTH, ErrorKind.AUTH): Sentence(
-        _("Sign-in rejected"),
-        _("The provider rejected this connection's sign-in, a renewed one too."),
-        _("Sign in again on the connection's page, then validate."),
-        _("Ask an admin to sign the connection in again."),
-    ),
     (AuthType.OAUTH, ErrorKind.FORBIDDEN): Sentence(
         _("Not permitted"),
         _("The provider knows this connection's sign-in, but doesn't permit this."),
@@ -385,3 +379,5 @@ _SENTENCES: dict[str, Sentence] = {
         _TRY_AGAIN,
     ),
 }
+# There is no key to paste, and the token was renewed before the provider rejected it.
+_BY_AUTH[AuthType.OAUTH, ErrorKind.AUTH] = _SENTENCES[ErrorKind.SIGN_IN_AGAIN]

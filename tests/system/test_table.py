@@ -21,7 +21,7 @@ import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -285,9 +285,9 @@ OTHERWISE = {
     ),
     (A.OAUTH, "unauthorized"): (
         "auth",
-        "Sign-in rejected",
-        "The provider rejected this connection's sign-in, a renewed one too. Sign in again on the "
-        "connection's page, then validate.",
+        "Sign in again",
+        "The provider doesn't take this connection's sign-in any more. Sign in again on the "
+        "connection's page.",
     ),
     (A.OAUTH, "forbidden"): (
         "forbidden",
@@ -519,8 +519,8 @@ def stream(rig: Rig, column: Column) -> None:
     assert Page(chat).text() == page.text()
     [record] = rig.fakes.requests(last_user=text)
     if column.auth is A.OAUTH:
-        tokens = [rig.device.tokens["access_token"], *rig.fakes.issuer.given]
-        assert record["key"] in map(key_hash, tokens[:1] if column.on_codex else tokens[1:])
+        given = rig.device.tokens.values() if column.on_codex else rig.fakes.issuer.given
+        assert record["key"] in map(key_hash, given)
     elif column.entry.sent_as:
         assert record["key"] == key_hash(column.entry.sent_as)
     if column.entry.led:
@@ -716,6 +716,23 @@ def table(
 def test_cell(table: Table, column: Column, cell: str) -> None:
     assert column.entry is not None, "a pair of ALLOWED_AUTH without an entry in ENTRIES"
     table.outcomes[str(column), cell].result()
+
+
+def test_no_secret_is_in_what_was_written_and_no_fault_is_unexpected(table: Table) -> None:
+    """After all of the cells: the log, the database with its journal, attachments, homes."""
+    wait(table.outcomes.values())
+    parts, account = table.rig.parts, json.loads(service_account())
+    secrets = [GOOD_KEY, *IAM.values(), LENT["AWS_SECRET_ACCESS_KEY"], account["private_key_id"]]
+    secrets += [account["private_key"].splitlines()[3], "ya29.", *table.rig.fakes.issuer.given]
+    secrets += [*table.rig.device.tokens.values(), KEY["wrong"]["api_key"]]
+    files = [parts.log, *(file for file in parts.data.rglob("*") if file.is_file())]
+    assert parts.database in files
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # a journal that was just closed
+            written = file.read_bytes()
+            found = [secret for secret in secrets if secret.encode() in written]
+            assert not found, file
+    assert "Traceback" not in parts.output(), parts.output()[-6000:]
 
 
 def test_the_table_has_no_hole() -> None:
