@@ -74,7 +74,7 @@ function start() {
     if (isSend ? choosing || flight?.from === composer : choosing && event.target.action.endsWith("/retry/")) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      hurried = isSend ? send : () => event.target.requestSubmit();
+      hurried = isSend ? send : () => root.querySelector("form[action$='/retry/']")?.requestSubmit();
     } else if (isSend && !draft.value.trim() && !shown.length) {
       event.preventDefault();
       event.stopImmediatePropagation();

@@ -259,6 +259,7 @@ function plain(element) {
   const copy = element.cloneNode(true);
   for (const token of copy.querySelectorAll("[name=csrfmiddlewaretoken]")) token.removeAttribute("value");
   for (const changed of copy.querySelectorAll("[class=''], .htmx-request")) changed.removeAttribute("class");
+  for (const unfolded of copy.querySelectorAll("details[open]")) unfolded.removeAttribute("open");
   return copy.outerHTML;
 }
 
@@ -268,6 +269,7 @@ function takeState(fresh) {
     if (name.startsWith("chat")) root.dataset[name[4].toLowerCase() + name.slice(5)] = value;
   version = Number(root.dataset.version);
   newest = Math.max(newest, version);
+  if (version < newest) refetch(); // an answer that others have overtaken
   const seam = document.getElementById("seam");
   const turn = document.getElementById(`turn-${root.dataset.seam}`);
   if (!turn || seam?.parentElement === turn) return;
