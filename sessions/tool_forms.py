@@ -24,23 +24,27 @@ class _WriteOnlyText(forms.Textarea):
         return ""
 
 
+class _Needed(forms.CharField):
+    """`required` only marks the label: what is missing is said where it is judged."""
+
+    def validate(self, value: str) -> None:
+        pass
+
+
 class ToolServerForm(forms.Form):
     """Makes a server, or edits one when `server` is given. Fields left out keep what they are."""
 
     use_required_attribute = False
 
-    name = forms.CharField(
-        label=_("Name"), required=False, help_text=_("Sessions show it beside each call.")
-    )
+    name = _Needed(label=_("Name"), help_text=_("Sessions show it beside each call."))
     prefix = forms.CharField(
         label=_("Prefix"),
         required=False,
         widget=forms.TextInput(attrs={"spellcheck": "false", "data-mono": True}),
         help_text=_("Models know its tools as prefix__tool. Left empty, it comes from the name."),
     )
-    url = forms.CharField(
+    url = _Needed(
         label=_("Address"),
-        required=False,
         widget=forms.TextInput(
             attrs={
                 "inputmode": "url",
