@@ -59,7 +59,7 @@ def test_a_connection_is_added_and_checks_itself(
     page.goto(f"{patchbay.url}/connections/new/")
     page.get_by_label("Name").fill("Ours")
     page.locator("#id_api_key").fill(GOOD_KEY)
-    page.get_by_label("Provider").select_option("openai_compat")
+    page.get_by_label("Provider", exact=True).select_option("openai_compat")
     # The fields changed, what was typed stayed, the key too: it never left the browser.
     expect(page.get_by_label("Wire format")).to_be_visible()
     expect(page.get_by_label("Name")).to_have_value("Ours")
@@ -181,7 +181,7 @@ def test_what_is_typed_while_the_fields_change_stays(patchbay: Patchbay, page: P
         route.fulfill(response=answer)
 
     page.route("**/connections/new/", late)
-    page.get_by_label("Provider").select_option("bedrock")
+    page.get_by_label("Provider", exact=True).select_option("bedrock")
     expect(page.get_by_label("AWS region")).to_be_visible()
     expect(page.get_by_label("Name")).to_have_value("Typed meanwhile")
     assert typed
@@ -192,7 +192,7 @@ def test_what_is_typed_while_the_fields_change_stays(patchbay: Patchbay, page: P
     page.wait_for_url("**/connections/")
     page.go_back()
     page.wait_for_url("**/connections/new/")
-    shown = page.get_by_label("Provider").input_value()
+    shown = page.get_by_label("Provider", exact=True).input_value()
     assert (page.get_by_label("AWS region").count() == 1) == (shown == "bedrock")
 
 
@@ -261,7 +261,7 @@ def test_everything_works_without_javascript(
     _take_over(patchbay, admin, page)
     page.goto(f"{patchbay.url}/connections/new/")
     page.get_by_label("Name").fill("Plain")
-    page.get_by_label("Provider").select_option("openai_compat")
+    page.get_by_label("Provider", exact=True).select_option("openai_compat")
     page.get_by_role("button", name="Update fields").click()
     page.get_by_label("Base URL").fill(fakes.openai)
     page.get_by_label("Models").fill("echo")

@@ -173,6 +173,10 @@ class Peer:
                 stdin.write(line)
                 await stdin.drain()
         except (OSError, RuntimeError):  # RuntimeError: uvloop's, for a pipe that is closed
+            # A pipe closes a moment before its process is known to have ended.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._process.wait()
             raise self._end() from None
 
     # -- what it says ------------------------------------------------------------------------------

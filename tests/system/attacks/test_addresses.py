@@ -81,7 +81,8 @@ def test_no_spelling_comes_in_with_a_file(closed, inside, tmp_path):
     ]
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"llmConnections": entries}))
-    done = closed.manage("import_connections", str(file))
+    done = closed.manage("import_connections", str(file), check=False)
+    assert done.returncode == 1
     assert f"{len(urls)} refused" in done.stdout
     assert not closed.rows("SELECT 1 FROM connections_connection WHERE slug LIKE 'file-%'")
     assert inside.connections == 0
