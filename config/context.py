@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from django.http import HttpRequest
@@ -12,6 +13,26 @@ from django.utils.translation import gettext_lazy as _
 from workspaces.models import Workspace
 from workspaces.permissions import workspaces_of
 from workspaces.place import last_workspace
+
+
+@dataclass(frozen=True, slots=True)
+class NavItem:
+    """A line of the rail: of a workspace for everybody in it, or for instance admins alone."""
+
+    label: Any
+    view: str
+    icon: str
+    pages: str  # the beginning of the view names that light it up
+    in_workspace: bool = True
+
+
+NAV = (
+    NavItem(_("Sessions"), "sessions:list", "messages", "sessions:"),
+    NavItem(_("AI settings"), "ai:settings", "settings", "ai:"),
+    NavItem(_("Tools"), "tools:list", "server", "tools:"),
+    NavItem(_("Connections"), "connections:list", "plug", "connections:", in_workspace=False),
+    NavItem(_("Admin site"), "admin:index", "tool", "admin:", in_workspace=False),
+)
 
 
 def shell(request: HttpRequest) -> dict[str, Any]:
@@ -30,47 +51,14 @@ def _shell(request: HttpRequest) -> dict[str, Any]:
     slug = slug or last_workspace(request)
     space = next((s for s in spaces if s.slug == slug), spaces[0] if spaces else None)
     here = match.view_name if match else ""
-    nav: list[dict[str, Any]] = []
-    if space is not None:
-        nav.append(
-            {
-                "label": _("Sessions"),
-                "url": reverse("sessions:list", args=[space.slug]),
-                "icon": "messages",
-                "current": here.startswith("sessions:"),
-            }
-        )
-        nav.append(
-            {
-                "label": _("AI settings"),
-                "url": reverse("ai:settings", args=[space.slug]),
-                "icon": "settings",
-                "current": here.startswith("ai:"),
-            }
-        )
-        nav.append(
-            {
-                "label": _("Tools"),
-                "url": reverse("tools:list", args=[space.slug]),
-                "icon": "server",
-                "current": here.startswith("tools:"),
-            }
-        )
-    if user.is_instance_admin:
-        nav.append(
-            {
-                "label": _("Connections"),
-                "url": reverse("connections:list"),
-                "icon": "plug",
-                "current": here.startswith("connections:"),
-            }
-        )
-        nav.append(
-            {
-                "label": _("Admin site"),
-                "url": reverse("admin:index"),
-                "icon": "tool",
-                "current": False,
-            }
-        )
+    nav = [
+        {
+            "label": item.label,
+            "url": reverse(item.view, args=[space.slug] if item.in_workspace and space else []),
+            "icon": item.icon,
+            "current": here.startswith(item.pages),
+        }
+        for item in NAV
+        if (space is not None if item.in_workspace else user.is_instance_admin)
+    ]
     return {"workspaces": spaces, "workspace": space, "nav": nav}
