@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -157,7 +157,8 @@ def become(name: str, host: str) -> NoReturn:
     """Turns this process into web, worker or beat alone, with no more of the environment than it
     has under the supervisor: a container's command."""
     os.umask(0o077)
-    _private(settings.DATA_DIR)
+    # Kept open in what this process becomes: several may share the directory, a restore waits.
+    os.set_inheritable(_lock(_private(settings.DATA_DIR), fcntl.LOCK_SH), True)
     _raise_file_limit()
     command = commands()[name] + (["--host", host] if name == "web" else [])
     os.chdir(settings.BASE_DIR)
@@ -216,14 +217,24 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def _lock(folder: Path) -> int:
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """The data directory to oneself. Raises `CantStart`."""
+    lock = _lock(_private(folder))
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, kind: int = fcntl.LOCK_EX) -> int:
     """The descriptor of the locked file; it goes to every process, so that the directory is free
     only when the last of them is gone."""
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     until = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:
             if time.monotonic() > until:
