@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 
+from asgiref.sync import ThreadSensitiveContext
 from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from django.core.asgi import get_asgi_application
 
@@ -16,6 +17,7 @@ from django.conf import settings  # noqa: E402
 
 from config.limits import BodyLimits  # noqa: E402
 from config.static import StaticFiles  # noqa: E402
+from config.threads import RequestThreads  # noqa: E402
 
 _http = StaticFiles(
     BodyLimits(_django, limit=settings.REQUEST_BODY_LIMIT),
@@ -23,6 +25,7 @@ _http = StaticFiles(
     url=settings.STATIC_URL,
 )
 
+_threads = RequestThreads()
 
 _BUSY: ASGISendEvent = {
     "type": "http.response.start",
@@ -44,7 +47,8 @@ async def application(scope: Scope, receive: ASGIReceiveCallable, send: ASGISend
         await send(message)
 
     try:
-        await _http(scope, receive, noted)
+        async with ThreadSensitiveContext(executor=_threads):
+            await _http(scope, receive, noted)
     except asyncio.CancelledError:
         # The server ends and cancels what is still open: an event stream ends as one does, so that
         # its page asks again; a request that was never answered is told to come back.

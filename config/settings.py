@@ -59,6 +59,7 @@ else:
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": DATA_DIR / "patchbay.sqlite3",
+            "CONN_MAX_AGE": None,  # a thread keeps its own: opening one costs a millisecond
             "OPTIONS": {
                 # IMMEDIATE takes the write lock at BEGIN: the only way that "read, then write"
                 # never ends in "database is locked" (SQLite has no row locks).

@@ -23,19 +23,21 @@ import redis
 import redis.asyncio
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections, connections
+from django.db import DatabaseError, connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
 from sessions import bus
-from sessions.access import SignedOut, SignIn, Watch, readable_chat, watch
+from sessions.access import SignedOut, SignIn, Watch, readable_chat, watch_all
 
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY = 5.0  # seconds between two looks at rights and version
 DEGRADED_EVERY = 2.0  # the same without Redis: then the page follows the database
+GATHER = 0.02  # seconds in which such looks of several pages are gathered
+CHECKED_AT_ONCE = 500
 BEAT = 15.0  # seconds of silence before a comment
 LONGEST = 30 * 60.0  # seconds a stream lasts; the page then opens the next
 LAG = 4 * 2**20  # bytes a viewer may lag behind
@@ -199,9 +201,56 @@ class Reader:
                         viewer.put(event)
 
 
+type _Question = tuple[SignIn, uuid.UUID, asyncio.Future[Watch | SignedOut | None]]
+
+
+class Checks:
+    """Looks at the rights and versions of all open pages of a loop: those that ask within a moment
+    are looked at together, and pages that only wait ask at the same moments."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Question] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def look(self, sign_in: SignIn, chat_id: uuid.UUID) -> Watch | None:
+        """Raises `SignedOut`, or `DatabaseError` when there is no answer."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Watch | SignedOut | None] = loop.create_future()
+        if not self._waiting:
+            loop.call_later(GATHER, self._start)
+        self._waiting.append((sign_in, chat_id, answer))
+        found = await answer
+        if isinstance(found, SignedOut):
+            raise found
+        return found
+
+    def _start(self) -> None:
+        batch, self._waiting = self._waiting, []
+        for first in range(0, len(batch), CHECKED_AT_ONCE):
+            part = batch[first : first + CHECKED_AT_ONCE]
+            task = asyncio.get_running_loop().create_task(self._answer(part))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, part: list[_Question]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            looks = [(sign_in, chat_id) for sign_in, chat_id, _ in part]
+            found = await loop.run_in_executor(_checks, _checked, looks)
+        except Exception as error:
+            for _sign_in, _chat_id, answer in part:
+                if not answer.done():
+                    answer.set_exception(error)
+        else:
+            for (_sign_in, _chat_id, answer), one in zip(part, found, strict=True):
+                if not answer.done():
+                    answer.set_result(one)
+
+
 _readers: dict[asyncio.AbstractEventLoop, Reader] = {}
 _open_by_person: Counter[uuid.UUID] = Counter()
-# Checks of open streams: two threads of the process, whatever the number of pages.
+_look = Checks()
+# Two threads of the process for them, whatever the number of pages.
 _checks = concurrent.futures.ThreadPoolExecutor(2, "patchbay-watch")
 
 
@@ -214,12 +263,11 @@ def _reader() -> Reader:
     return _readers[loop]
 
 
-def _checked(sign_in: SignIn, chat_id: uuid.UUID) -> Watch | None:
-    close_old_connections()
+def _checked(looks: list[tuple[SignIn, uuid.UUID]]) -> list[Watch | SignedOut | None]:
     try:
-        return watch(sign_in, chat_id)
+        return watch_all(looks)
     finally:
-        # Back to the pool: a stream holds no database connection while it is open.
+        # Back to the pool: no stream holds a database connection while it is open.
         connections.close_all()
 
 
@@ -229,11 +277,8 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
     404 before any byte for whom the session doesn't exist."""
 
     def first_check() -> SignIn:
-        try:
-            readable_chat(request, workspace, chat_id)
-            return SignIn.of(request)
-        finally:
-            connections.close_all()
+        readable_chat(request, workspace, chat_id)
+        return SignIn.of(request)
 
     sign_in = await sync_to_async(first_check)()
     if _open_by_person[sign_in.user_id] >= VIEWERS_A_PERSON:
@@ -251,7 +296,7 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
 
 
 async def _follow(sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer) -> AsyncIterator[bytes]:
-    reader, loop = _reader(), asyncio.get_running_loop()
+    reader = _reader()
     user_id = sign_in.user_id
     _open_by_person[user_id] += 1
     joined = False
@@ -268,10 +313,10 @@ async def _follow(sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer) -> AsyncI
             hears = joined and reader.is_well
             every = (CHECK_EVERY if hears else DEGRADED_EVERY) if not behind else 1.0
             if now - checked >= every:
-                checked = now
+                checked = now - now % every
                 with contextlib.suppress(DatabaseError):
                     try:
-                        found = await loop.run_in_executor(_checks, _checked, sign_in, chat_id)
+                        found = await _look.look(sign_in, chat_id)
                     except SignedOut:
                         # The page asks again with the cookies of now: who signed in anew goes on.
                         return
@@ -284,7 +329,8 @@ async def _follow(sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer) -> AsyncI
                         viewer.version, behind = found.version, 0
                         yield viewer.own(b"refresh")
             try:
-                await asyncio.wait_for(viewer.ready.wait(), every)
+                left = checked + every - time.monotonic()
+                await asyncio.wait_for(viewer.ready.wait(), max(left, 0.05))
             except TimeoutError:
                 if time.monotonic() - spoke >= BEAT:
                     spoke = time.monotonic()

@@ -25,6 +25,7 @@ from typing import Any
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import OperationalError, transaction
+from django.db import connection as database
 from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -725,25 +726,60 @@ def deliver_steered(turn: Turn, token: uuid.UUID, message_id: uuid.UUID, step: i
     _changed(chat)
 
 
-def save_progress(
-    turn_id: uuid.UUID,
-    token: uuid.UUID,
-    message_id: uuid.UUID,
-    *,
-    text: str,
-    parts: list[dict[str, Any]],
-    cursor: str,
-) -> bool:
-    """A checkpoint of a growing reply; False when the lease is lost. One UPDATE."""
-    return bool(
-        Message.objects.filter(
-            pk=message_id,
-            is_complete=False,
-            turn_id=turn_id,
-            turn__lease_token=token,
-            turn__state=Turn.State.RUNNING,
-        ).update(text=text, parts=parts, cursor=cursor)
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A growing reply as it stands, of the turn that holds the lease `token`."""
+
+    turn_id: uuid.UUID
+    token: uuid.UUID
+    message_id: uuid.UUID
+    text: str
+    parts: list[dict[str, Any]]
+    cursor: str
+
+
+def save_progress(rows: Sequence[Progress]) -> set[uuid.UUID]:
+    """Checkpoints of growing replies, in one transaction: the tokens of leases that are lost. One
+    statement for all rows; by hand, since a query built for each costs several times its own work.
+    """
+    values = {
+        name: Message._meta.get_field(name)
+        for name in ("text", "parts", "cursor", "id", "turn", "is_complete")
+    }
+    lease, state = Turn._meta.get_field("lease_token"), Turn._meta.get_field("state")
+
+    def prepared(field: Any, value: Any) -> Any:
+        return field.get_db_prep_value(value, database)
+
+    message, turn = Message._meta.db_table, Turn._meta.db_table
+    statement = (
+        f'UPDATE "{message}" SET text = %s, parts = %s, cursor = %s'  # noqa: S608 (our own tables)
+        " WHERE id = %s AND turn_id = %s AND is_complete = %s"
+        f' AND EXISTS (SELECT 1 FROM "{turn}" t WHERE t.id = "{message}".turn_id'
+        " AND t.lease_token = %s AND t.state = %s)"
     )
+    with transaction.atomic(), database.cursor() as cursor:
+        cursor.executemany(
+            statement,
+            [
+                (
+                    row.text,
+                    prepared(values["parts"], row.parts),
+                    row.cursor,
+                    prepared(values["id"], row.message_id),
+                    prepared(values["turn"], row.turn_id),
+                    prepared(values["is_complete"], False),
+                    prepared(lease, row.token),
+                    prepared(state, Turn.State.RUNNING.value),
+                )
+                for row in rows
+            ],
+        )
+        if cursor.rowcount == len(rows):
+            return set()
+        # A reply that was finished meanwhile isn't lost.
+        tokens = [row.token for row in rows]
+        return set(tokens) - held(tokens)
 
 
 @transaction.atomic

@@ -15,7 +15,7 @@ import time
 import uuid
 
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections, connection, transaction
+from django.db import DatabaseError, close_old_connections, connection
 
 from sessions import turns
 from sessions.agent import Agent, Live
@@ -114,7 +114,7 @@ class Crew:
             await asyncio.sleep(max(0.05, CHECKPOINT - (time.monotonic() - started)))
 
     async def _checkpoint(self) -> None:
-        rows = []
+        rows: list[turns.Progress] = []
         for live in list(self.live.values()):
             reply, message_id = live.reply, live.message_id
             if reply is None or message_id is None or not reply.changed:
@@ -122,19 +122,21 @@ class Crew:
             reply.changed = False
             cursor = self.writer.last_id(str(live.turn.chat_id))
             parts = reply.snapshot()
-            rows.append((live, message_id, parts, cursor))
+            token, turn_id = live.token, live.turn.pk
+            rows.append(turns.Progress(turn_id, token, message_id, text_of(parts), parts, cursor))
             reply.render_open()
         if not rows:
             return
         try:
-            lost = await self.runtime.db(_save_all, rows)
+            lost = await self.runtime.db(turns.save_progress, rows)
         except DatabaseError:
-            for live, *_ in rows:
-                if live.reply is not None:
+            for row in rows:
+                if (live := self.live.get(row.token)) and live.reply is not None:
                     live.reply.changed = True
             raise
-        for live in lost:
-            live.cancel("lost")
+        for token in lost:
+            if token in self.live:
+                self.live[token].cancel("lost")
 
     async def _sweep(self) -> None:
         for turn_id in await self.runtime.db(turns.sweep):
@@ -205,28 +207,6 @@ class Crew:
         if self._writer is not None:
             await self._writer.close()
         await close_clients()
-
-
-def _save_all(
-    rows: list[tuple[Live, uuid.UUID, list[dict[str, object]], str]],
-) -> list[Live]:
-    """The checkpoints of all streams in one transaction; returns those that lost their lease."""
-    with transaction.atomic():
-        missed = [
-            live
-            for live, message_id, parts, cursor in rows
-            if not turns.save_progress(
-                live.turn.pk,
-                live.token,
-                message_id,
-                text=text_of(parts),
-                parts=parts,
-                cursor=cursor,
-            )
-        ]
-        # A reply that was finished meanwhile isn't lost.
-        still = turns.held([live.token for live in missed]) if missed else set()
-    return [live for live in missed if live.token not in still]
 
 
 _crew: Crew | None = None

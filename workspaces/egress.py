@@ -44,6 +44,8 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from workspaces.network import connect
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -370,7 +372,6 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
     def __init__(self, policy: Policy, max_bytes: int, max_seconds: float) -> None:
         self._policy = policy
         self._limits = (max_bytes, max_seconds)
-        self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -389,7 +390,7 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
             if share <= 0:
                 raise httpcore.ConnectTimeout(f"{host} did not answer in time")
             try:
-                stream = await self._network.connect_tcp(
+                stream = await connect(
                     str(address), port, timeout=share, socket_options=socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:

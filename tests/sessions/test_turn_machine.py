@@ -189,7 +189,9 @@ def test_a_worker_that_lost_its_lease_cannot_write(chat, bob):
     Turn.objects.filter(pk=turn.pk).update(lease_until=timezone.now() - dt.timedelta(seconds=1))
     turns.sweep()
     token = turn.lease_token
-    assert not turns.save_progress(turn.pk, token, reply.pk, text="x", parts=[], cursor="")
+    late = turns.Progress(turn.pk, token, reply.pk, "x", [], "")
+    assert turns.save_progress([late]) == {token}
+    assert not Message.objects.filter(text="x").exists()
     with pytest.raises(turns.LeaseLost):
         turns.begin_step(turn, token, 2)
     with pytest.raises(turns.LeaseLost):
@@ -236,9 +238,8 @@ def test_an_interrupted_turn_keeps_its_text_and_the_queue_goes_on(chat, bob, con
     turns.send(chat.pk, bob, "second")
     reply = Message.objects.get(turn=turn, role="assistant")
     parts = [{"t": "text", "text": "so far"}]
-    assert turns.save_progress(
-        turn.pk, turn.lease_token, reply.pk, text="so far", parts=parts, cursor="1-0"
-    )
+    far = turns.Progress(turn.pk, turn.lease_token, reply.pk, "so far", parts, "1-0")
+    assert turns.save_progress([far]) == set()
     Turn.objects.filter(pk=turn.pk).update(lease_until=timezone.now() - dt.timedelta(seconds=1))
     turns.sweep()
     turn.refresh_from_db()
