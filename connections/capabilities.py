@@ -21,6 +21,7 @@ from genai_prices.types import Provider as PriceList
 from connections.choices import ProviderType
 from connections.models import DEFAULT_CONTEXT_WINDOW, Connection, WorkspaceConnection
 from connections.providers.base import Usage
+from connections.providers.thinking import LEVELS, levels_of
 from connections.providers.wire.converse import full_id, without_geography
 
 DEFAULT_MAX_OUTPUT = 4_096
@@ -56,6 +57,20 @@ class Capabilities:
     price_input: Decimal | None
     price_output: Decimal | None
     takes_tools: bool = True  # the workspace's tools
+    thinking: tuple[str, ...] = ()  # levels that can be chosen
+
+    @property
+    def longest_output(self) -> int:
+        """What a session may ask for at the most: half of the window stays for the conversation."""
+        return max(1, self.context_window // 2)
+
+    def output_for(self, level: str, chosen: int | None) -> int:
+        """Tokens that a reply may have: as chosen, else by default, thinking included."""
+        if chosen:
+            return min(chosen, self.longest_output)
+        if level in self.thinking and level != "off":
+            return max(self.max_output, min(REASONING_MAX_OUTPUT, self.context_window // 4))
+        return self.max_output
 
 
 def capabilities(connection: Connection, model: str) -> Capabilities:
@@ -79,6 +94,10 @@ def capabilities(connection: Connection, model: str) -> Capabilities:
     if listed is not None:
         prices = listed[1].get_prices(datetime.now(UTC))
         price_input, price_output = _base(prices.input_mtok), _base(prices.output_mtok)
+    if is_compat:
+        levels = LEVELS[1:] if entry.get("supportsThinking") is True else ()
+    else:
+        levels = levels_of(connection.provider_type, model)
     on_codex = connection.provider_type == ProviderType.OPENAI
     most = REASONING_MAX_OUTPUT if on_codex else DEFAULT_MAX_OUTPUT
     return Capabilities(
@@ -92,6 +111,7 @@ def capabilities(connection: Connection, model: str) -> Capabilities:
         price_input=price_input,
         price_output=price_output,
         takes_tools=not on_codex,
+        thinking=levels,
     )
 
 

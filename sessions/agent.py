@@ -225,7 +225,8 @@ class Agent:
         request = ModelRequest(
             model=self.turn.model,
             history=history,
-            max_tokens=prepared.capabilities.max_output,
+            max_tokens=prepared.max_output,
+            thinking=prepared.thinking,
             system=prepared.system,
             tools=prepared.tools,
             steering=steering,

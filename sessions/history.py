@@ -41,6 +41,8 @@ class Prepared:
     target: Target
     provider: Provider
     capabilities: Capabilities
+    max_output: int
+    thinking: str
     history: list[Turnlet]
     system: str
     left_out_before: int  # number of the first turn that is sent; 0: nothing is left out
@@ -67,7 +69,9 @@ def prepare(turn: Turn, tools: Sequence[ToolSpec] = ()) -> Prepared:
     if row is not None and row.allowed_models is not None and turn.model not in row.allowed_models:
         raise CannotRun(Reason.MODEL_NOT_ALLOWED)
     caps = capabilities(connection, turn.model)
-    budget = caps.context_window * WINDOW_SHARE - caps.max_output
+    thinking = chat.thinking if chat.thinking in caps.thinking else ""
+    max_output = caps.output_for(thinking, chat.max_output)
+    budget = caps.context_window * WINDOW_SHARE - max_output
     system = chat.workspace.instructions.strip()
     offered = tools if caps.takes_tools else ()
     fitting, cost = _fitting(offered, caps.context_window * TOOLS_SHARE)
@@ -78,6 +82,8 @@ def prepare(turn: Turn, tools: Sequence[ToolSpec] = ()) -> Prepared:
         target=target_of(connection),
         provider=provider_of(connection),
         capabilities=caps,
+        max_output=max_output,
+        thinking=thinking,
         history=history,
         system=system,
         left_out_before=first if first > 1 else 0,

@@ -51,6 +51,9 @@ class ChatSession(models.Model):
     )
     locked_at = models.DateTimeField(_("locked"), null=True, blank=True)
     model = models.CharField(_("model"), max_length=200, blank=True)
+    # A level that the model may not take (it is then left alone), and tokens; unset: the defaults.
+    thinking = models.CharField(_("thinking"), max_length=8, blank=True, default="")
+    max_output = models.PositiveIntegerField(_("longest output"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     updated_at = models.DateTimeField(_("last message"), default=timezone.now, db_index=True)
     version = models.PositiveIntegerField(default=0, editable=False)

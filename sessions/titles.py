@@ -7,6 +7,7 @@ import uuid
 
 from django.conf import settings
 
+from connections.capabilities import capabilities
 from connections.models import Connection
 from connections.providers.base import (
     ModelRequest,
@@ -38,7 +39,19 @@ def mini_model(connection: Connection, model: str) -> str:
     return small or (ids[-1] if ids else model)
 
 
-def _asked(chat_id: uuid.UUID) -> tuple[Provider, Target, str, str] | None:
+def _request(connection: Connection, model: str, text: str) -> ModelRequest:
+    """Of a model that thinks first as little of it as it can do with, and room for that."""
+    levels = capabilities(connection, model).thinking
+    level = levels[0] if levels else ""
+    return ModelRequest(
+        model=model,
+        history=[Turnlet("user", [{"t": "text", "text": _ASK + text}])],
+        max_tokens=1_024 if level and level != "off" else 60,
+        thinking=level,
+    )
+
+
+def _asked(chat_id: uuid.UUID) -> tuple[Provider, Target, ModelRequest] | None:
     """What the call needs, or None when there is no title to make."""
     chat = ChatSession.objects.select_related("connection").filter(pk=chat_id).first()
     if chat is None or chat.title_is_final or chat.connection is None:
@@ -53,7 +66,8 @@ def _asked(chat_id: uuid.UUID) -> tuple[Provider, Target, str, str] | None:
         provider, target = provider_of(chat.connection), target_of(chat.connection)
     except TargetError:
         return None
-    return provider, target, mini_model(chat.connection, chat.model), first.text[:FIRST_CHARACTERS]
+    model = mini_model(chat.connection, chat.model)
+    return provider, target, _request(chat.connection, model, first.text[:FIRST_CHARACTERS])
 
 
 async def make_title(runtime: Runtime, chat_id: uuid.UUID) -> None:
@@ -63,10 +77,7 @@ async def make_title(runtime: Runtime, chat_id: uuid.UUID) -> None:
     asked = await runtime.db(_asked, chat_id)
     if asked is None:
         return
-    provider, target, model, text = asked
-    request = ModelRequest(
-        model=model, history=[Turnlet("user", [{"t": "text", "text": _ASK + text}])], max_tokens=60
-    )
+    provider, target, request = asked
     pieces: list[str] = []
     try:
         async with asyncio.timeout(30):

@@ -13,8 +13,10 @@ from decimal import Decimal
 from typing import Any
 
 from django.db.models import Sum
+from django.utils.formats import number_format
 from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from connections.capabilities import Capabilities, capabilities
 from connections.choices import MidStream
@@ -26,6 +28,14 @@ from sessions.models import ChatSession, Message, Turn
 from sessions.reply import Block, blocks_of
 from workspaces.models import Role
 from workspaces.permissions import Access
+
+_LEVELS = {
+    "off": gettext_lazy("Off"),
+    "low": gettext_lazy("Low"),
+    "medium": gettext_lazy("Medium"),
+    "high": gettext_lazy("High"),
+}
+_LENGTHS = (1_024, 4_096, 8_192, 16_384, 32_768, 65_536)  # tokens that the page offers
 
 PAGE = 60  # turns a page shows at first; older ones come as one asks for them
 
@@ -195,6 +205,40 @@ class Transcript:
     @cached_property
     def capabilities(self) -> Capabilities | None:
         return capabilities(self.connection, self.model) if self.connection else None
+
+    @property
+    def thinking_levels(self) -> list[dict[str, str]]:
+        """The choice of how hard the model thinks; one that it doesn't take is named as unused."""
+        taken = self.capabilities.thinking if self.capabilities else ()
+        found = [{"value": "", "label": _("As the model does")}]
+        found += [{"value": level, "label": str(_LEVELS[level])} for level in taken]
+        if (kept := self.chat.thinking) and kept not in taken:
+            label = _("%(level)s (not with this model)") % {"level": _LEVELS.get(kept, kept)}
+            found.append({"value": kept, "label": label})
+        return found
+
+    @property
+    def output_lengths(self) -> list[dict[str, object]]:
+        """The choice of how long a reply may be, in tokens."""
+        can, chosen = self.capabilities, self.chat.max_output
+        assert can is not None
+        usual = can.output_for(self.chat.thinking, None)
+        lengths = {n for n in _LENGTHS if n <= can.longest_output} | ({chosen} if chosen else set())
+        rows: list[dict[str, object]] = [
+            {
+                "value": "",
+                "label": _("Default (%(n)s tokens)") % {"n": number_format(usual)},
+                "chosen": not chosen,
+            }
+        ]
+        return rows + [
+            {
+                "value": n,
+                "label": _("%(n)s tokens") % {"n": number_format(n)},
+                "chosen": n == chosen,
+            }
+            for n in sorted(lengths)
+        ]
 
     @cached_property
     def cards(self) -> list[Card]:

@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 LEASE = dt.timedelta(seconds=15)
 MAX_CLAIMS = 3
+LEAST_OUTPUT = 256  # tokens that a reply may be bound to
 MAX_TEXT = 200_000  # characters of one message
 MAX_KEY = 64  # characters of a client key as it is stored
 MAX_WAITING = 200  # messages of one session that wait
@@ -390,6 +391,40 @@ def choose_model(chat_id: uuid.UUID, actor: User, model: str) -> None:
         )
     chat.model = model
     _changed(chat, "model")
+
+
+@transaction.atomic
+def choose_options(chat_id: uuid.UUID, actor: User, wanted: Mapping[str, str]) -> None:
+    """How hard the model thinks (`thinking`, a level or "" for its own way) and how long a reply
+    may be (`max_output`, tokens or "" for the default), from the next turn on; what isn't named
+    stays. Raises `Refused`. Locks the session."""
+    chat = _lock(chat_id)
+    connection, model = chat.connection, chat.model
+    if connection is None or not model:
+        resolution = _resolved(chat, actor, Choice(chat.connection_id, chat.locked_at))
+        connection, model = resolution.connection, model or resolution.model
+        assert connection is not None
+    can = capabilities(connection, model)
+    thinking, tokens = wanted.get("thinking"), wanted.get("max_output")
+    if thinking and thinking not in can.thinking and thinking != chat.thinking:
+        raise Refused("thinking", _("This model doesn't take that level of thinking."))
+    if thinking is not None:
+        chat.thinking = thinking
+    if tokens is not None:
+        chat.max_output = _output_tokens(tokens, can.longest_output) if tokens.strip() else None
+    _changed(chat, "thinking", "max_output")
+
+
+def _output_tokens(text: str, most: int) -> int:
+    least = min(LEAST_OUTPUT, most)
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and least <= int(text) <= most):
+        raise Refused(
+            "max_output",
+            _("The longest output is a number of tokens from %(least)d to %(most)d.")
+            % {"least": least, "most": most},
+        )
+    return int(text)
 
 
 @transaction.atomic

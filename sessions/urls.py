@@ -18,6 +18,7 @@ urlpatterns = [
     path(_chat + "resume/", views.chat_resume, name="resume"),
     path(_chat + "connection/", views.chat_connection, name="connection"),
     path(_chat + "model/", views.chat_model, name="model"),
+    path(_chat + "options/", views.chat_options, name="options"),
     path(_chat + "share/", views.chat_share, name="share"),
     path(_chat + "rename/", views.chat_rename, name="rename"),
     path(_message + "edit/", views.message_edit, name="message_edit"),

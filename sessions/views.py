@@ -141,7 +141,13 @@ def _answer(
     return _back(chat)
 
 
-_STATUS = dict.fromkeys(("empty", "images", "too_large", "model", "connection", "queued"), 422)
+_STATUS = dict.fromkeys(
+    (
+        *("empty", "images", "too_large", "queued"),
+        *("model", "connection", "thinking", "max_output"),
+    ),
+    422,
+)
 
 
 def _refused(
@@ -228,6 +234,22 @@ def chat_model(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     chat = writable_chat(request, workspace, chat_id)
     try:
         turns.choose_model(chat.pk, request.user, request.POST.get("model", "")[:200])
+    except turns.Refused as refusal:
+        return _refused(request, chat, refusal)
+    return _answer(request, chat)
+
+
+@require_POST
+def chat_options(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """`thinking` and `max_output`; what is left out stays as it is."""
+    chat = writable_chat(request, workspace, chat_id)
+    wanted = {
+        name: turns.clean_text(request.POST[name])
+        for name in ("thinking", "max_output")
+        if name in request.POST
+    }
+    try:
+        turns.choose_options(chat.pk, request.user, wanted)
     except turns.Refused as refusal:
         return _refused(request, chat, refusal)
     return _answer(request, chat)

@@ -189,6 +189,7 @@ class ModelRequest:
     max_tokens: int
     system: str = ""
     tools: Sequence[ToolSpec] = ()
+    thinking: str = ""  # a level of `providers.thinking` that the model takes; "": its own way
     # seconds without any byte from the provider before the call is a `timeout`
     idle_timeout: float = 120.0
     # Takes what people wrote meanwhile, each once. Asked, at the end of every reply, by a provider

@@ -146,6 +146,11 @@ class Codex(HTTPProvider):
             for name in _ABOUT_ITSELF:
                 content.pop(name, None)
             content["max_output_tokens"] = max(request.max_tokens, LEAST_OUTPUT)
+        if request.thinking:
+            # Said here and not to the process, whose catalogue may not know the model.
+            reasoning = content.get("reasoning")
+            before = reasoning if isinstance(reasoning, dict) else {}
+            content["reasoning"] = {**before, "effort": request.thinking}
         message = self._request(
             client,
             target,

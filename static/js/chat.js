@@ -57,15 +57,17 @@ function start() {
     if (document.querySelector(":popover-open, dialog[open], .waiting-edit[open]") || event.target.closest("#chat-title")) return;
     document.getElementById("stop")?.click();
   });
-  // A message sent right after another model was chosen goes to that one, as does a Retry, and one
+  // A message sent right after another model (or level, or length) was chosen goes to that one, as does a Retry, and one
   // sent right after another message goes behind that one: each waits for the answer.
-  const isChoice = ({ requestConfig }) => requestConfig?.elt.matches("select[name=model]");
+  const isChoice = ({ requestConfig }) => requestConfig?.elt.matches(".composer select");
   root.addEventListener("htmx:beforeRequest", ({ detail }) => {
     if (isChoice(detail)) choosing = true;
   });
   root.addEventListener("htmx:afterRequest", ({ detail }) => {
     // One that was chosen meanwhile goes next.
-    if (!isChoice(detail) || detail.requestConfig.elt.value !== detail.requestConfig.formData.get("model")) return;
+    if (!isChoice(detail)) return;
+    const { elt, formData } = detail.requestConfig;
+    if (elt.value !== formData.get(elt.name)) return;
     choosing = false;
     goOn();
   });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -118,6 +119,14 @@ async def test_thinking_comes_before_the_text(fakes):
     assert text_of(events) == "Here is the short answer: yes."
     kinds = [type(event) for event in events if not isinstance(event, Usage)]
     assert kinds.index(ThinkingEnd) < kinds.index(TextDelta)
+
+
+async def test_the_level_of_thinking_leaves_whatever_the_catalogue_knows(fakes):
+    async with client() as http:
+        request = dataclasses.replace(asking("thinking"), thinking="high")
+        _, error = await replies(http, target(fakes), request)
+    assert error is None
+    assert fakes.requests()[-1]["thinking"] == "high"
 
 
 async def test_images_go_in_the_message_and_in_the_history(fakes):

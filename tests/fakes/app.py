@@ -283,6 +283,7 @@ class App:
             "results": [text[:MAX_TEXT] for text in asked.results],
             "steered": [text[:MAX_TEXT] for text in asked.steered],
             "images": asked.images,
+            "thinking": asked.thinking,
         }
 
     def _control(self, exchange: Exchange) -> None:

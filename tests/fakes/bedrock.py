@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote
 import orjson
 
 from tests.fakes.http import Exchange
-from tests.fakes.wires import Asked, Refusal, _require, _signature
+from tests.fakes.wires import Asked, Refusal, _require, _signature, claude_thinking
 
 ACCESS_KEY = "AKIAFAKEGOOD00000001"
 SECRET_KEY = "fake/Good+secret+access/key/0123456789abcd"
@@ -257,7 +257,9 @@ class Bedrock:
     """One request: the model stands in its path."""
 
     content_type = "application/vnd.amazon.eventstream"
-    _FIELDS = frozenset({"messages", "system", "inferenceConfig", "toolConfig"})
+    _FIELDS = frozenset(
+        {"messages", "system", "inferenceConfig", "toolConfig", "additionalModelRequestFields"}
+    )
 
     def __init__(self) -> None:
         self.model = ""
@@ -275,6 +277,7 @@ class Bedrock:
         maker = _VENDOR.match(self.model)
         self._alone = bool(maker) and maker[0].split(".")[-2] in ("meta", "mistral", "writer")
         asked = Asked(name, limit, fields=frozenset(body))
+        asked.thinking = claude_thinking(body.get("additionalModelRequestFields", {}), limit or 0)
         if "system" in body:
             _require(body["system"], "system: must not be empty")
             asked.system = "\n".join(self._text(block, "system") for block in body["system"])

@@ -53,6 +53,7 @@ class Responses(OpenAI):
             limit,
             system=body.get("instructions") or "",
             fields=frozenset(body),
+            thinking=(body.get("reasoning") or {}).get("effort") or "",
         )
         items = body.get("input")
         _require(isinstance(items, list) and items, "input must not be empty", "input")

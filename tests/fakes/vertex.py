@@ -420,6 +420,13 @@ class Gemini:
         limit = config.get("maxOutputTokens")
         _require(limit is None or (type(limit) is int and limit > 0), "max_output_tokens")
         asked = Asked(self.model, limit, fields=frozenset(body))
+        thinking = config.get("thinkingConfig", {})
+        known = {"includeThoughts", "thinkingBudget", "thinkingLevel"}
+        _require(set(thinking) <= known, "thinking_config: unknown name")
+        both = {"thinkingBudget", "thinkingLevel"} <= set(thinking)
+        _require(not both, "Only one of thinking budget and thinking level may be set.")
+        said = thinking.get("thinkingLevel", thinking.get("thinkingBudget", ""))
+        asked.thinking = str(said)
         if "systemInstruction" in body:
             asked.system = "\n".join(part["text"] for part in body["systemInstruction"]["parts"])
             _require(asked.system, "system_instruction: empty")

@@ -40,6 +40,7 @@ class Asked:
     results: list[str] = field(default_factory=list)  # of those rounds
     steered: list[str] = field(default_factory=list)  # texts that came with those results
     fields: frozenset[str] = frozenset()  # names of the request's fields
+    thinking: str = ""  # what was said about it: a type, an effort, a budget
 
     @property
     def last_user(self) -> str:
@@ -69,6 +70,28 @@ MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 # -- OpenAI chat completions -----------------------------------------------------------------------
 
 
+EFFORTS = ("", "minimal", "low", "medium", "high")
+
+
+def claude_thinking(body: Mapping[str, Any], limit: int) -> str:
+    """What a request says about thinking, in the rules of Anthropic's documentation."""
+    thinking, effort = body.get("thinking"), body.get("output_config", {}).get("effort", "")
+    _require(effort in EFFORTS, "output_config.effort: Input should be 'low', 'medium' or 'high'")
+    if thinking is None:
+        return effort
+    _require(isinstance(thinking, dict), "thinking: Input should be an object")
+    kind = thinking.get("type")
+    if kind == "enabled":
+        _require(set(thinking) == {"type", "budget_tokens"}, "thinking: Extra inputs")
+        budget = thinking["budget_tokens"]
+        _require(type(budget) is int and budget >= 1024, "budget_tokens: at least 1024")
+        _require(budget < limit, "`max_tokens` must be greater than `thinking.budget_tokens`")
+        return f"budget {budget}"
+    _require(kind in ("adaptive", "disabled"), "thinking.type: Input should be 'enabled'")
+    _require(set(thinking) == {"type"}, "thinking: Extra inputs are not permitted")
+    return f"{kind} {effort}".strip()
+
+
 class OpenAI:
     default_key = "bearer"
     _FIELDS = frozenset(
@@ -78,6 +101,7 @@ class OpenAI:
             "messages",
             "model",
             "parallel_tool_calls",
+            "reasoning_effort",
             "seed",
             "stop",
             "stream",
@@ -99,7 +123,10 @@ class OpenAI:
         limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
         _require(len(limits) < 2, "max_tokens and max_completion_tokens can't both be set")
         _require(all(type(n) is int and n > 0 for n in limits), "max_tokens must be positive")
+        effort = body.get("reasoning_effort", "")
+        _require(effort in EFFORTS, "Invalid value for 'reasoning_effort'", "reasoning_effort")
         asked = Asked(body["model"], limits[0] if limits else None, fields=frozenset(body))
+        asked.thinking = effort
         for tool in body.get("tools", []):
             function = tool.get("function", {})
             _require(tool.get("type") == "function", "Invalid tool type", "tools")
@@ -295,6 +322,7 @@ class Anthropic:
             "messages",
             "metadata",
             "model",
+            "output_config",
             "stop_sequences",
             "stream",
             "system",
@@ -323,6 +351,7 @@ class Anthropic:
         _require(isinstance(system, str), "system: Input should be a valid string")
         _require("system" not in body or system, "system: text content blocks must be non-empty")
         asked = Asked(body["model"], limit, system=system, fields=frozenset(body))
+        asked.thinking = claude_thinking(body, limit)
         for tool in body.get("tools", []):
             _require(set(tool) == {"name", "description", "input_schema"}, "tools: invalid")
             schema = tool["input_schema"]

@@ -208,6 +208,49 @@ def test_images_go_to_models_that_take_them_and_are_refused_by_others(ask, crew,
     assert "image/png" in Message.objects.get(chat=plain, role="assistant").text
 
 
+@pytest.mark.parametrize(
+    ("anthropic", "said"), [(False, "medium"), (True, "budget 8192")], ids=["openai", "anthropic"]
+)
+def test_the_level_of_thinking_and_the_longest_reply_go_with_the_next_request(
+    ask, crew, fakes, bob, anthropic, said
+):
+    thinks = {"id": "echo", "supportsThinking": True}
+    chat = ask("echo", "as usual", models=[thinks, "thinking"], anthropic=anthropic)
+    turns.choose_options(chat.pk, bob, {"thinking": "medium"})
+    finish(crew, turns.send(chat.pk, bob, "think", ring=False).turn)
+    turns.choose_options(chat.pk, bob, {"max_output": "3000"})
+    finish(crew, turns.send(chat.pk, bob, "be brief", ring=False).turn)
+    # Another model that takes no level is left alone, and the choice is kept.
+    turns.choose_model(chat.pk, bob, "thinking")
+    finish(crew, turns.send(chat.pk, bob, "another", ring=False).turn)
+    asked = [(r["thinking"], r["max_tokens"]) for r in fakes.requests()]
+    brief = "medium" if not anthropic else "budget 1500"
+    assert asked == [("", 4_096), (said, 16_384), (brief, 3_000), ("", 3_000)]
+    assert ChatSession.objects.get(pk=chat.pk).thinking == "medium"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"thinking": "low"},
+        {"thinking": "x"},
+        {"max_output": "0"},
+        {"max_output": "64001"},
+        {"max_output": "1e3"},
+        {"max_output": "٣٠٠"},
+        {"max_output": "-300"},
+        {"max_output": "9" * 5000},
+    ],
+)
+def test_what_a_model_does_not_take_is_refused(ask, bob, wanted):
+    chat = ask("echo")
+    with pytest.raises(turns.Refused) as refused:
+        turns.choose_options(chat.pk, bob, wanted)
+    assert refused.value.kind in wanted
+    chat.refresh_from_db()
+    assert (chat.thinking, chat.max_output) == ("", None)
+
+
 def test_whole_old_turns_are_left_out_when_the_window_is_full(ask, fakes):
     model = {"id": "fast-500tps-3", "contextWindow": 4_000}
     chat = ask("fast-500tps-3", *(f"{n} " + "word " * 500 for n in range(6)), models=[model])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from connections.providers import thinking
 from connections.providers.base import (
     ErrorKind,
     Event,
@@ -70,7 +71,7 @@ class AnthropicMessages:
                 }
                 for tool in request.tools
             ]
-        return body
+        return body | thinking.for_claude(request.model, request.thinking, request.max_tokens)
 
     def parser(self) -> SSEParser:
         return SSEParser()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from connections.providers import thinking
 from connections.providers.base import (
     ErrorKind,
     Event,
@@ -101,6 +102,8 @@ class Converse:
                 for tool in request.tools
             ]
             body["toolConfig"] = {"tools": tools}
+        if thinks := thinking.for_claude(request.model, request.thinking, request.max_tokens):
+            body["additionalModelRequestFields"] = thinks
         return body
 
     def parser(self) -> EventStreamParser:

@@ -11,11 +11,11 @@ part of ours and many of Gemini's, so a text keeps where its signed pieces are::
 from __future__ import annotations
 
 import base64
-import re
 import secrets
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from connections.providers import thinking
 from connections.providers.base import (
     ErrorKind,
     Event,
@@ -60,8 +60,6 @@ _BROKEN_CALL = frozenset({"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TO
 # Google's own word for "this call has no signature": the first call of a reply is refused without
 # one, and replies of another model have none.
 _NO_SIGNATURE = base64.b64encode(b"skip_thought_signature_validator").decode()
-# Asking a model that can't think for its thoughts is refused.
-_THINKS = re.compile(r"gemini-(2\.5|[3-9](\.[0-9]+)?)-(pro|flash|flash-lite)(?!.*(image|tts|live))")
 
 
 class Gemini:
@@ -79,8 +77,8 @@ class Gemini:
 
     def body(self, request: ModelRequest, *, max_tokens_field: str = "") -> dict[str, Any]:
         config: dict[str, Any] = {"maxOutputTokens": request.max_tokens}
-        if _THINKS.match(request.model.rpartition("/")[2]):
-            config["thinkingConfig"] = {"includeThoughts": True}
+        if thinks := thinking.for_gemini(request.model, request.thinking):
+            config["thinkingConfig"] = thinks
         body: dict[str, Any] = {"contents": contents(request), "generationConfig": config}
         if request.system.strip():
             parts = [{"text": clean(request.system)}]

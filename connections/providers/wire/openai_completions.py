@@ -74,6 +74,8 @@ class OpenAICompletions:
         }
         if request.tools:
             body["tools"] = [_tool(tool) for tool in request.tools]
+        if request.thinking and request.thinking != "off":
+            body["reasoning_effort"] = request.thinking
         return body
 
     def parser(self) -> SSEParser:

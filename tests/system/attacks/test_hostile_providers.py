@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.mcp_server import GOOD, FakeMcp
+from tests.fakes.vertex import PROJECT, service_account
 from tests.system.attacks.listener import Listener, Request, reply, response
 from tests.system.attacks.server import FORM, Attacked
 from tests.system.harness import wait_for
@@ -150,6 +151,87 @@ def bedrock(request: Request) -> bytes | Pieces:
     return chain(start, FRAMES[model]())
 
 
+# -- in the format of Anthropic --------------------------------------------------------------------
+
+
+def named(kind: str, **more: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **more})}\n\n".encode()
+
+
+def block(kind: str, index: int = 0, **start: object) -> bytes:
+    return named("content_block_start", index=index, content_block={"type": kind, **start})
+
+
+def change(kind: str, index: int = 0, **more: object) -> bytes:
+    return named("content_block_delta", index=index, delta={"type": kind, **more})
+
+
+MESSAGES: dict[str, Callable[[], Pieces]] = {
+    "endless-text": lambda: endless(change("text_delta", text="word " * 20)),
+    "endless-thinking": lambda: chain(
+        [block("thinking", 1, thinking="")],
+        endless(change("thinking_delta", 1, thinking="word " * 20)),
+    ),
+    "long-signature": lambda: chain(
+        [block("thinking", 1, thinking="")],
+        endless(change("signature_delta", 1, signature="s" * 200)),
+    ),
+    "endless-arguments": lambda: chain(
+        [block("tool_use", 1, id="c", name="x")],
+        endless(change("input_json_delta", 1, partial_json="x" * 200)),
+    ),
+    "endless-pings": lambda: endless(named("ping")),
+    "many-blocks": lambda: (block("text", index, text="") for index in range(1, 100_000)),
+    "long-line": lambda: chain([b"data: "], many(b"x" * 4096, 100 * MB)),
+    "bad-utf-8": lambda: iter([b'event: x\ndata: {"type":"\xff\xfe"}\n\n']),
+}
+
+
+def anthropic(request: Request) -> bytes | Pieces:
+    if request.method == "GET":
+        return response(200, {"data": []})
+    if request.model not in MESSAGES:
+        return response(400, {"error": {"message": "not this one"}})
+    opened = [
+        head(),
+        named("message_start", message={"id": "m", "role": "assistant", "content": []}),
+        block("text", text=""),
+        change("text_delta", text=BEFORE),
+    ]
+    return chain(opened, MESSAGES[request.model]())
+
+
+# -- in the format of Gemini -----------------------------------------------------------------------
+
+
+def candidate(*parts: dict[str, object]) -> bytes:
+    said = {"candidates": [{"index": 0, "content": {"role": "model", "parts": list(parts)}}]}
+    return b"data: " + json.dumps(said).encode() + b"\n\n"
+
+
+GEMINI: dict[str, Callable[[], Pieces]] = {
+    "gemini-endless-text": lambda: endless(candidate({"text": "word " * 20})),
+    "gemini-endless-thoughts": lambda: endless(candidate({"text": "word " * 20, "thought": True})),
+    "gemini-signatures": lambda: endless(candidate({"text": "a", "thoughtSignature": "s" * 200})),
+    "gemini-large-arguments": lambda: endless(
+        candidate({"functionCall": {"name": "x", "args": {"x": "y" * 60_000}}})
+    ),
+    "gemini-many-calls": lambda: endless(candidate({"functionCall": {"name": "x", "args": {}}})),
+    "gemini-nothing": lambda: endless(b'data: {"candidates":[]}\n\n'),
+    "gemini-long-line": lambda: chain([b"data: "], many(b"x" * 4096, 100 * MB)),
+}
+
+
+def vertex(request: Request) -> bytes | Pieces:
+    if request.path == "/google/token":
+        token = {"access_token": "ya29.x", "expires_in": 3600, "token_type": "Bearer"}
+        return response(200, token)
+    model = request.path.rpartition("/models/")[2].partition(":")[0]
+    if model not in GEMINI:
+        return response(404, {"error": {"message": "not this one"}})
+    return chain([head(), candidate({"text": BEFORE})], GEMINI[model]())
+
+
 # -- in the format of the Responses API, through the relay and the Codex process -------------------
 
 
@@ -203,17 +285,26 @@ def server(tmp_path_factory, static_files) -> Iterator[Attacked]:
         "PATCHBAY_TOOL_EGRESS_ALLOW": "127.0.0.0/8",
         "PATCHBAY_TITLES": "off",
     }
-    providers = {"openai": openai, "bedrock": bedrock, "codex": responses}
+    providers = {
+        "openai": openai,
+        "bedrock": bedrock,
+        "codex": responses,
+        "anthropic": anthropic,
+        "vertex": vertex,
+    }
+    there = {name: Listener(answer) for name, answer in providers.items()}
+    for one in there.values():
+        one.__enter__()
+    env["PATCHBAY_GOOGLE_TOKEN_URL"] = f"{there['vertex'].url}/google/token"
     with Attacked(tmp_path_factory.mktemp("hostile"), env=env) as running:
-        there = {name: Listener(answer) for name, answer in providers.items()}
-        for one in there.values():
-            one.__enter__()
         url = there["openai"].url
         models = "\n".join(("hello", "steady", *STREAMS, *NO_STREAM))
         openai_fields = {"models": models, "default_model": "hello"}
         running.add("openai", f"{url}/v1", "sk-1", **openai_fields)
         make(running, "bedrock", there["bedrock"].url, FRAMES)
         make(running, "codex", f"{there['codex'].url}/v1", {**RESPONSES, **NO_STREAM})
+        make(running, "anthropic", there["anthropic"].url, MESSAGES)
+        make(running, "vertex", there["vertex"].url, GEMINI)
         assert running.ask("openai", "hello")["text"] == "hello"
         yield running
     for one in there.values():
@@ -224,6 +315,14 @@ def make(server: Attacked, slug: str, url: str, models: dict[str, object]) -> No
     types = {
         "bedrock": {"provider_type": "bedrock", "auth_type": "api_key", "aws_region": "eu-west-1"},
         "codex": {"provider_type": "openai", "auth_type": "api_key_with_endpoint"},
+        "anthropic": {"provider_type": "anthropic_compat"},
+        "vertex": {
+            "provider_type": "vertex",
+            "auth_type": "service_account_file",
+            "gcp_project_id": PROJECT,
+            "gcp_region": "us-central1",
+            "service_account_json": service_account(),
+        },
     }
     # paused while it is made: what is validated first is no turn
     data = {**FORM, **types[slug], "name": slug, "slug": slug, "base_url": url, "api_key": "sk-1"}
@@ -277,6 +376,8 @@ CASES = [
     *(("openai", name) for name in (*STREAMS, *NO_STREAM)),
     *(("bedrock", name) for name in FRAMES),
     *(("codex", name) for name in (*RESPONSES, *NO_STREAM)),
+    *(("anthropic", name) for name in MESSAGES),
+    *(("vertex", name) for name in GEMINI),
 ]
 
 
