@@ -12,3 +12,6 @@ if __name__ == "__main__":
         execute_from_command_line(sys.argv)
     except BadEnv as error:
         sys.exit(f"Patchbay can't start: {error}")
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
