@@ -227,14 +227,15 @@ class Transcript:
         rows: list[dict[str, object]] = [
             {
                 "value": "",
-                "label": _("Default (%(n)s tokens)") % {"n": number_format(usual)},
+                "label": _("Default (%(n)s tokens)")
+                % {"n": number_format(usual, force_grouping=True)},
                 "chosen": not chosen,
             }
         ]
         return rows + [
             {
                 "value": n,
-                "label": _("%(n)s tokens") % {"n": number_format(n)},
+                "label": _("%(n)s tokens") % {"n": number_format(n, force_grouping=True)},
                 "chosen": n == chosen,
             }
             for n in sorted(lengths)

@@ -59,7 +59,7 @@ function start() {
   });
   // A message sent right after another model (or level, or length) was chosen goes to that one, as does a Retry, and one
   // sent right after another message goes behind that one: each waits for the answer.
-  const isChoice = ({ requestConfig }) => requestConfig?.elt.matches(".composer select");
+  const isChoice = ({ requestConfig }) => requestConfig?.elt.matches("select[form]");
   root.addEventListener("htmx:beforeRequest", ({ detail }) => {
     if (isChoice(detail)) choosing = true;
   });

@@ -18,7 +18,7 @@ from tests.sessions.hostile import load_hostile
 from tests.system.harness import Client, Patchbay, wait_for
 
 MODELS = [
-    *("markdown", "echo", "thinking-tools", "fast-30tps-90", "fast-30tps-200", "tools-3-1s"),
+    *("markdown", "thinking-tools", "fast-30tps-90", "fast-30tps-200", "tools-3-1s"),
     *("tools-forever-1s", "long-600", "err-401", "vision"),
 ]
 END = re.compile("done|failed|stopped|interrupted")
@@ -42,7 +42,7 @@ def admin(patchbay: Patchbay, fakes: FakeProviders) -> Client:
                 "provider_type": "openai_compat",
                 "auth_type": "api_key_with_endpoint",
                 "base_url": fakes.openai,
-                "models": "\n".join(MODELS),
+                "models": json.dumps([{"id": "echo", "supportsThinking": True}, *MODELS]),
                 "default_model": "markdown",
                 "api_key": GOOD_KEY,
                 "supports_images": "true",
@@ -252,6 +252,30 @@ def test_choices_in_quick_succession_end_with_the_last(
     held.let_go()
     expect_state(page, END)
     expect(page.locator(".turn-end")).to_contain_text("fast-30tps-90")
+    assert complaints == []
+
+
+def test_the_level_of_thinking_and_the_length_are_chosen_beside_the_model(
+    patchbay: Patchbay, admin: Client, page: Page, fakes: FakeProviders
+):
+    page.goto(patchbay.url + new_session(admin, "echo"))
+    complaints = complaints_of(page)
+    page.get_by_role("button", name="Thinking and length").click()
+    page.get_by_label("Thinking", exact=True).select_option("high")
+    send(page, "think first")  # waits for the answer to the choice
+    expect_state(page, END)
+    asked = fakes.requests(last_user="think first")[-1]
+    assert (asked["thinking"], asked["max_tokens"]) == ("high", 16_384)
+    page.get_by_role("button", name="Thinking and length").click()
+    expect(page.get_by_label("Thinking", exact=True)).to_have_value("high")
+    page.get_by_label("Longest reply").select_option("8192")
+    expect(page.get_by_label("Longest reply")).to_have_value("8192")
+    page.locator("select[name=model]").select_option("markdown")
+    no_levels = page.get_by_text("This model has no levels of thinking.")
+    expect(no_levels).to_be_attached()
+    page.get_by_role("button", name="Thinking and length").click()
+    expect(no_levels).to_be_visible()
+    expect(page.get_by_label("Longest reply")).to_have_value("8192")
     assert complaints == []
 
 
