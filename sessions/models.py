@@ -54,6 +54,17 @@ class ChatSession(models.Model):
     # A level that the model may not take (it is then left alone), and tokens; unset: the defaults.
     thinking = models.CharField(_("thinking"), max_length=8, blank=True, default="")
     max_output = models.PositiveIntegerField(_("longest output"), null=True, blank=True)
+    # Another connection's session whose transcript, up to a turn, this one began with.
+    continued_from = models.ForeignKey(
+        "self",
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="continuations",
+        verbose_name=_("continues"),
+    )
+    continued_turns = models.PositiveIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     updated_at = models.DateTimeField(_("last message"), default=timezone.now, db_index=True)
     version = models.PositiveIntegerField(default=0, editable=False)

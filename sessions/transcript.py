@@ -24,6 +24,8 @@ from connections.models import Connection
 from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
 from connections.sentences import Sentence, sentence
 from sessions import bus, turns
+from sessions.access import visible_chats
+from sessions.continuing import successors
 from sessions.models import ChatSession, Message, Turn
 from sessions.reply import Block, blocks_of
 from workspaces.models import Role
@@ -59,6 +61,7 @@ class ShownTurn:
     is_last: bool = False
     seam: bool = False  # what stands before this turn no longer reaches the model
     auth_type: str = ""  # of the session's connection
+    follows: str = ""  # "before" or "after" it the session goes on from another one
 
     @property
     def problem(self) -> Sentence | None:
@@ -261,6 +264,27 @@ class Transcript:
     def trace(self) -> list[object]:
         return list(self.resolution.trace_for(self.access))
 
+    @cached_property
+    def successors(self) -> list[Usable]:
+        """The connections on which the session could go on; none while a reply runs."""
+        if not self.chat.is_locked or self.active or not self.may_send:
+            return []
+        return successors(self.chat, self._among)
+
+    @cached_property
+    def came_from(self) -> ChatSession | None:
+        """The session that this one continues, where the person may read it. One query."""
+        if not self.chat.continued_from_id:
+            return None
+        mine = visible_chats(self.access).select_related("workspace", "connection")
+        return mine.filter(pk=self.chat.continued_from_id).first()
+
+    @cached_property
+    def continuations(self) -> list[ChatSession]:
+        """The sessions that continue this one, as far as the person may read them. One query."""
+        mine = visible_chats(self.access).select_related("workspace", "connection")
+        return list(mine.filter(continued_from=self.chat).order_by("created_at")[:10])
+
     @property
     def refusal(self) -> str:
         """Why nothing can be sent, "" when it can."""
@@ -330,6 +354,11 @@ def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0)
     shown = _shown(page)
     for one in shown:
         one.auth_type = chat.connection.auth_type if chat.connection else ""
+        if chat.continued_from_id or chat.continued_turns:
+            if one.turn.number == chat.continued_turns:
+                one.follows = "after"
+            elif one.turn.number == 1 and not chat.continued_turns:
+                one.follows = "before"
     if shown and not before:
         shown[-1].is_last = True
     growing = next((m.message for t in shown for m in t.messages if m.is_growing), None)

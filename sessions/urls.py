@@ -15,6 +15,7 @@ urlpatterns = [
     path(_chat + "send/", views.chat_send, name="send"),
     path(_chat + "stop/", views.chat_stop, name="stop"),
     path(_chat + "retry/", views.chat_retry, name="retry"),
+    path(_chat + "continue/", views.chat_continue, name="continue"),
     path(_chat + "resume/", views.chat_resume, name="resume"),
     path(_chat + "connection/", views.chat_connection, name="connection"),
     path(_chat + "model/", views.chat_model, name="model"),

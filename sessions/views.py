@@ -18,6 +18,7 @@ from connections.models import Connection
 from connections.resolve import resolve
 from sessions import turns
 from sessions.access import owned_chat, readable_chat, visible_chats, writable_chat
+from sessions.continuing import continue_on
 from sessions.images import ImageRefused, check_images
 from sessions.models import Attachment, ChatSession, Turn
 from sessions.transcript import build
@@ -199,6 +200,24 @@ def chat_retry(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     except turns.Refused as refusal:
         return _refused(request, chat, refusal)
     return _answer(request, chat)
+
+
+@require_POST
+def chat_continue(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """A new session with the same transcript on another `connection` (a slug; left out: what the
+    workspace would use now)."""
+    chat = writable_chat(request, workspace, chat_id)
+    slug = turns.clean_text(request.POST.get("connection", ""))
+    connection = None
+    if slug:
+        connection = Connection.objects.visible_to(chat.workspace).filter(slug=slug[:64]).first()
+        if connection is None:
+            raise Http404
+    try:
+        continued = continue_on(chat.pk, request.user, connection)
+    except turns.Refused as refusal:
+        return _refused(request, chat, refusal)
+    return _back(continued)
 
 
 @require_POST

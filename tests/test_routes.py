@@ -273,6 +273,7 @@ def routes(world: World) -> dict[str, Route]:
             chat("resume", POST, "sends", **posted),
             chat("connection", POST, "sends", data={"connection": "local"}, post=(409,)),
             chat("model", POST, "sends", data={"model": "large"}, **posted),
+            chat("continue", POST, "sends", post=(422,)),
             chat("options", POST, "sends", data={"max_output": "1024"}, **posted),
             chat("rename", POST, "sends", data={"title": "Another"}, **posted),
             chat("share", POST, "owner", data={"shared": "false"}, **posted),
