@@ -21,6 +21,7 @@ from sessions import turns
 from sessions.agent import Agent, Live
 from sessions.bus import Writer
 from sessions.reply import text_of
+from workspaces import audit_chain
 from workspaces.egress import close_clients
 from workspaces.runtime import Runtime, get_runtime
 
@@ -97,7 +98,7 @@ class Crew:
 
     async def _chores(self) -> None:
         """Checkpoints of all growing replies in one transaction a second, the open block drawn,
-        and the sweep."""
+        the audit sealed, and the sweep."""
         swept = 0.0
         while not self._closing.is_set():
             started = time.monotonic()
@@ -106,6 +107,8 @@ class Crew:
                 if self._sweeps and not self._draining and started - swept >= SWEEP:
                     swept = started
                     await self._sweep()
+                if self._sweeps:
+                    await self.runtime.db(audit_chain.seal_pending)
             except DatabaseError as error:
                 logger.warning("the database doesn't answer (%s)", type(error).__name__)
             except Exception as error:

@@ -15,7 +15,16 @@ from django.utils.translation import gettext_lazy as _
 from workspaces.slugs import SLUG_LENGTH, validate_slug
 from workspaces.vault_models import VaultKey
 
-__all__ = ["AuditEvent", "Installation", "Membership", "Role", "User", "VaultKey", "Workspace"]
+__all__ = [
+    "AuditEvent",
+    "AuditHead",
+    "Installation",
+    "Membership",
+    "Role",
+    "User",
+    "VaultKey",
+    "Workspace",
+]
 
 
 class UserManager(BaseUserManager["User"]):
@@ -164,7 +173,7 @@ class AuditEvent(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    at = models.DateTimeField(_("time"), default=timezone.now, editable=False, db_index=True)
+    at = models.DateTimeField(_("time"), default=timezone.now, editable=False)
     actor = models.ForeignKey(
         User, models.SET_NULL, null=True, blank=True, related_name="+", verbose_name=_("who")
     )
@@ -173,13 +182,46 @@ class AuditEvent(models.Model):
     target_type = models.CharField(_("kind"), max_length=40)
     target_id = models.CharField(max_length=64)
     target_label = models.CharField(_("target"), max_length=254)
-    workspace_id = models.UUIDField(null=True, blank=True, db_index=True)
+    workspace_id = models.UUIDField(null=True, blank=True)
     details = models.JSONField(_("details"), default=dict)
+    # Its place in the chain, given by the sealer (`workspaces.audit_chain`) a moment later.
+    number = models.PositiveBigIntegerField(null=True, blank=True, unique=True, editable=False)
+    seal = models.CharField(max_length=64, blank=True, default="", editable=False)
+    key_id = models.CharField(max_length=16, blank=True, default="", editable=False)
 
     class Meta:
         verbose_name = _("audit event")
         verbose_name_plural = _("audit events")
         ordering = ["-at", "id"]
+        indexes = [
+            models.Index(fields=["-at", "-id"], name="audit_newest_first"),
+            models.Index(fields=["workspace_id", "-at", "-id"], name="audit_of_a_workspace"),
+            models.Index(
+                fields=["at", "id"], condition=models.Q(number=None), name="audit_to_seal"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.action} {self.target_label}"
+
+
+class AuditHead(models.Model):
+    """Where the chain of the audit ends, and where it begins: what stood before was pruned, and
+    the anchor keeps the last of it. One row."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    number = models.PositiveBigIntegerField(default=0)
+    seal = models.CharField(max_length=64, blank=True, default="")
+    anchor_number = models.PositiveBigIntegerField(default=0)
+    anchor_seal = models.CharField(max_length=64, blank=True, default="")
+    pruned_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("end of the audit")
+        verbose_name_plural = _("end of the audit")
+        constraints = [
+            models.CheckConstraint(condition=models.Q(id=1), name="one_audit_head"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.number)

@@ -26,6 +26,7 @@ import base64
 import binascii
 import functools
 import hashlib
+import hmac
 import itertools
 import logging
 import os
@@ -137,6 +138,7 @@ class Keyring:
             if fault := _fault(key):
                 raise BadKeys(f"key {number} {fault}")
         self._keys = {_id(key): AESGCM(key) for key in keys}
+        self._raw = {_id(key): key for key in keys}
 
     @classmethod
     def parse(cls, texts: Iterable[str], *, source: str) -> Keyring:
@@ -186,6 +188,14 @@ class Keyring:
     def rewrap(self, blob: bytes) -> bytes:
         """The same secret under the first key. Needs no context: the secret stays sealed."""
         return self._wrap(self._unwrap(blob)) + blob[_WRAP_END:]
+
+    def mac(self, key_id: str, purpose: str, data: bytes) -> bytes:
+        """HMAC-SHA256 under a key derived for `purpose` from an instance key. Raises
+        `KeyMissing`."""
+        if key_id not in self._raw:
+            raise KeyMissing(key_id)
+        derived = hmac.digest(self._raw[key_id], b"patchbay " + purpose.encode(), "sha256")
+        return hmac.digest(derived, data, "sha256")
 
     def _wrap(self, data_key: bytes) -> bytes:
         head = head_of(self.primary)

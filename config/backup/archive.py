@@ -41,6 +41,7 @@ class Manifest:
     keys: list[str]
     rows: dict[str, int]
     missing: list[str] = field(default_factory=list)
+    audit: list[int | str] = field(default_factory=list)  # the audit's last number and its seal
     members: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 

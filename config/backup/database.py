@@ -24,6 +24,7 @@ from django.db.migrations.loader import MigrationLoader
 from psycopg import sql
 
 from config.backup.archive import BackupError
+from workspaces.models import AuditHead
 
 SQLITE_FILE = "database.sqlite3"
 
@@ -130,6 +131,11 @@ def rows_in(query: Query, named: dict[str, type[models.Model]]) -> dict[str, int
         word: query(f'SELECT count(*) FROM "{model._meta.db_table}"')[0][0]  # noqa: S608 (as above)
         for word, model in named.items()
     }
+
+
+def audit_head_in(query: Query) -> list[int | str]:
+    rows = query(f'SELECT number, seal FROM "{AuditHead._meta.db_table}"')  # noqa: S608 (as above)
+    return list(rows[0]) if rows else [0, ""]
 
 
 # -- and back --------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def _fill(
             migrations=database.migrations_in(taken.query),
             keys=sorted(key for key in rotation.rows_by_key() if key),
             rows=database.rows_in(taken.query, COUNTED),
+            audit=database.audit_head_in(taken.query),
         )
         for path in taken.files:
             writer.add_file(f"database/{path.name}", path)
