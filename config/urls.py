@@ -20,6 +20,7 @@ urlpatterns = [
         name="account_change_password",
     ),
     path("accounts/inactive/", account_views.account_inactive, name="account_inactive"),
+    path("", include("workspaces.audit_urls")),
     path("connections/", include("connections.urls")),
     path("w/<str:workspace>/settings/ai/", include("connections.workspace_urls")),
     path("w/<str:workspace>/settings/tools/", include("sessions.tool_urls")),

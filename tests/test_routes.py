@@ -187,6 +187,20 @@ def routes(world: World) -> dict[str, Route]:
             one("healthz", GET, Try("everybody")),
             one("readyz", GET, Try("everybody", get=(200,))),
             # -- connections
+            one("audit:instance", GET, Try("instance admin")),
+            one("audit:instance_export", POST, Try("instance admin", post=(200,))),
+            one(
+                "audit:workspace",
+                GET,
+                Try("workspace admin", args=("support",)),
+                Try("nobody", args=("no-such",)),
+            ),
+            one(
+                "audit:workspace_export",
+                POST,
+                Try("workspace admin", args=("support",), post=(200,)),
+                Try("nobody", args=("no-such",)),
+            ),
             one("connections:list", GET, Try("instance admin")),
             one("connections:create", FORM, Try("instance admin", post=(422,))),
             one("connections:import", FORM, Try("instance admin", post=(422,))),

@@ -17,6 +17,7 @@ from django.utils.translation import gettext_lazy as _
 from workspaces import audit
 from workspaces.models import (
     AuditEvent,
+    AuditHead,
     Installation,
     Membership,
     User,
@@ -300,7 +301,7 @@ class AuditEventAdmin(ReadOnly, admin.ModelAdmin):
     date_hierarchy = "at"
     fields = (
         *("at", "actor_label", "action", "target_type", "target_label", "target_id"),
-        *("workspace_id", "details"),
+        *("workspace_id", "details", "number", "key_id"),
     )
     show_full_result_count = False
 
@@ -318,3 +319,9 @@ class VaultKeyAdmin(ReadOnly, admin.ModelAdmin):
 class InstallationAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ("set_up_at",)
     fields = ("set_up_at",)
+
+
+@admin.register(AuditHead)
+class AuditHeadAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("number", "anchor_number", "pruned_at")
+    fields = ("number", "seal", "anchor_number", "anchor_seal", "pruned_at")

@@ -29,6 +29,7 @@ from tests.builders import (
 from workspaces import audit
 from workspaces.models import (
     AuditEvent,
+    AuditHead,
     Installation,
     Membership,
     User,
@@ -98,6 +99,7 @@ def make_rows(count, *, start=0):
 def rows(db):
     make_rows(2)
     Installation.objects.create(id=1)
+    AuditHead.objects.create(id=1)
 
 
 @pytest.fixture

@@ -1,0 +1,73 @@
+"""What each action of the audit is called for people: one table, so that no action is left out."""
+
+from __future__ import annotations
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+WORDS: dict[str, Promise] = {
+    "audit.export": _("exported the audit"),
+    "audit.prune": _("took away old rows of the audit"),
+    "backup.create": _("made a backup"),
+    "backup.restore": _("restored a backup"),
+    "connection.access": _("changed which workspaces may use"),
+    "connection.create": _("added the connection"),
+    "connection.default": _("made the global default"),
+    "connection.delete": _("deleted the connection"),
+    "connection.disable": _("paused the connection"),
+    "connection.enable": _("switched on the connection"),
+    "connection.export": _("exported connections"),
+    "connection.import": _("imported connections"),
+    "connection.mid_stream": _("changed what happens mid-stream on"),
+    "connection.models": _("changed the models of"),
+    "connection.purge": _("removed for good"),
+    "connection.refresh_models": _("refreshed the models of"),
+    "connection.reorder": _("reordered the connections"),
+    "connection.sign_in": _("signed in the connection"),
+    "connection.sign_in_begin": _("began to sign in the connection"),
+    "connection.sign_in_cancel": _("cancelled the sign-in of"),
+    "connection.sign_in_ended": _("lost the sign-in of"),
+    "connection.sign_in_failed": _("failed to sign in the connection"),
+    "connection.sign_out": _("signed out the connection"),
+    "connection.update": _("changed the connection"),
+    "connection.validate": _("asked for a validation of"),
+    "invitation.accept": _("accepted an invitation to"),
+    "invitation.create": _("invited to"),
+    "invitation.revoke": _("took back an invitation to"),
+    "membership.create": _("added a member:"),
+    "membership.delete": _("removed a member:"),
+    "membership.leave": _("left:"),
+    "membership.update": _("changed a member's role:"),
+    "secret.destroy": _("destroyed a secret of"),
+    "secret.renew": _("renewed the sign-in of"),
+    "secret.renew_failed": _("could not renew the sign-in of"),
+    "secret.store": _("stored a secret for"),
+    "secret.use": _("used the secret of"),
+    "session.continue": _("continued a session"),
+    "session.create": _("began a session"),
+    "session.lock": _("locked a session to its connection"),
+    "session.share": _("shared a session"),
+    "session.unshare": _("made a session private"),
+    "tool_server.create": _("added the tool server"),
+    "tool_server.delete": _("deleted the tool server"),
+    "tool_server.disable": _("switched off the tool server"),
+    "tool_server.enable": _("switched on the tool server"),
+    "tool_server.test": _("tested the tool server"),
+    "tool_server.update": _("changed the tool server"),
+    "user.create": _("added the person"),
+    "user.update": _("changed the person"),
+    "user.delete": _("deleted the person"),
+    "user.password": _("changed the password of"),
+    "user.sign_in": _("signed in"),
+    "user.sign_in_link": _("made a sign-in link for"),
+    "user.sign_out": _("signed out"),
+    "workspace.create": _("made the workspace"),
+    "workspace.update": _("changed the workspace"),
+    "workspace.delete": _("deleted the workspace"),
+    "workspace.default": _("changed the default connection of"),
+    "workspace.models": _("changed the models offered in"),
+}
+
+
+def words_of(action: str) -> str:
+    return str(WORDS.get(action, action))
