@@ -314,6 +314,7 @@ LOCALE_PATHS = [BASE_DIR / "locale"]
 TIME_ZONE = "UTC"
 USE_TZ = True
 
+MAIL_IS_SET_UP = bool(env.string("EMAIL_URL"))
 MAILERS = {"default": env.mailer(env.string("EMAIL_URL") or "console:")}
 SILENCED_SYSTEM_CHECKS = ["mail.E001"]  # mail is optional: without EMAIL_URL it goes to the log
 DEFAULT_FROM_EMAIL = env.string("PATCHBAY_MAIL_FROM") or f"patchbay@{_public.hostname}"

@@ -3,6 +3,7 @@ do what to which object."""
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import io
 import uuid
@@ -18,7 +19,7 @@ from connections.models import Connection, ProbeResult
 from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
 from tests.builders import give_access, make_connection, make_member, make_user, make_workspace
 from workspaces import audit
-from workspaces.models import AuditEvent, Installation, Role, User, Workspace
+from workspaces.models import AuditEvent, Installation, Invitation, Role, User, Workspace
 from workspaces.vault import Plain
 
 
@@ -46,6 +47,8 @@ class World:
     shared: Talk = None  # type: ignore[assignment]
     foreign: Talk = None  # type: ignore[assignment]
     server: ToolServer = None  # type: ignore[assignment]
+    invitation: Invitation = None  # type: ignore[assignment]
+    foreign_invitation: Invitation = None  # type: ignore[assignment]
     foreign_server: ToolServer = None  # type: ignore[assignment]
 
 
@@ -82,6 +85,7 @@ def make_world() -> World:
     world.shared = make_talk(support, owner, connection, shared=True)
     world.foreign = make_talk(sales, charlie, connection, shared=True)
     world.server, world.foreign_server = make_tool_server(support), make_tool_server(sales)
+    world.invitation, world.foreign_invitation = make_invitation(support), make_invitation(sales)
     with transaction.atomic():
         audit.record(owner, "session.create", world.private.chat, workspace_id=support.pk)
     return world
@@ -120,6 +124,17 @@ def make_talk(
     attachment.file.save("image-1.png", ContentFile(png()), save=False)
     attachment.save()
     return Talk(chat, turn, said, queued, attachment)
+
+
+TOKEN = "token-of-the-invitation-to-"
+
+
+def make_invitation(workspace: Workspace) -> Invitation:
+    """An open one for nobody in particular; its link ends in `TOKEN` and the workspace's slug."""
+    token = hashlib.sha256(f"{TOKEN}{workspace.slug}".encode()).hexdigest()
+    return Invitation.objects.create(
+        workspace=workspace, token_hash=token, expires_at=timezone.now() + dt.timedelta(days=1)
+    )
 
 
 def make_tool_server(workspace: Workspace) -> ToolServer:

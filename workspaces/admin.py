@@ -19,6 +19,7 @@ from workspaces.models import (
     AuditEvent,
     AuditHead,
     Installation,
+    Invitation,
     Membership,
     User,
     VaultKey,
@@ -325,3 +326,13 @@ class InstallationAdmin(ReadOnly, admin.ModelAdmin):
 class AuditHeadAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ("number", "anchor_number", "pruned_at")
     fields = ("number", "seal", "anchor_number", "anchor_seal", "pruned_at")
+
+
+@admin.register(Invitation)
+class InvitationAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("workspace", "email", "role", "created_at", "expires_at", "used_at")
+    list_select_related = ("workspace",)
+    fields = (
+        *("workspace", "email", "role", "created_by", "created_at", "expires_at"),
+        *("used_at", "revoked_at"),
+    )

@@ -31,6 +31,7 @@ from workspaces.models import (
     AuditEvent,
     AuditHead,
     Installation,
+    Invitation,
     Membership,
     User,
     VaultKey,
@@ -88,6 +89,9 @@ def make_rows(count, *, start=0):
             prefix="tools",
             url="https://a.example/",
             created_by=user,
+        )
+        Invitation.objects.create(
+            workspace=space, token_hash=f"{n:064x}", created_by=user, expires_at=timezone.now()
         )
         VaultKey.objects.create(key_id=f"{n:016x}", proof=SEALED)
         AuditEvent.objects.create(

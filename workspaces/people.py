@@ -1,0 +1,228 @@
+"""Who is in a workspace: invitations, roles, leaving. Each verb in a transaction with its audit
+row."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import logging
+import secrets
+import uuid
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.mail import send_mail
+from django.db import transaction
+from django.db.models import QuerySet
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from workspaces import audit
+from workspaces.models import Invitation, Membership, Role, User, Workspace
+
+logger = logging.getLogger(__name__)
+
+LASTS = dt.timedelta(days=7)
+MOST_OPEN = 200  # invitations of one workspace
+
+
+class InvitationRefused(Exception):
+    """The link can't be used; the text is for the person."""
+
+
+def invite(
+    actor: User, workspace: Workspace, *, role: Role, email: str = ""
+) -> tuple[Invitation, str]:
+    """An invitation and its link, which is shown this once. Raises `ValidationError`."""
+    if role not in Role:
+        raise ValidationError(_("Choose a role."))
+    email = User.objects.normalize_email(email)
+    with transaction.atomic():
+        Workspace.objects.select_for_update().get(pk=workspace.pk)
+        if email and Membership.objects.filter(workspace=workspace, user__email=email).exists():
+            raise ValidationError(_("This person is a member already."))
+        if _open(workspace).count() >= MOST_OPEN:
+            raise ValidationError(
+                _("So many invitations are open that no more can be made. Take some back.")
+            )
+        token = secrets.token_urlsafe(32)
+        invitation = Invitation.objects.create(
+            workspace=workspace,
+            role=role,
+            email=email,
+            token_hash=_hash(token),
+            created_by=actor,
+            expires_at=timezone.now() + LASTS,
+        )
+        audit.record(
+            actor,
+            "invitation.create",
+            invitation,
+            workspace_id=workspace.pk,
+            label=workspace.name,
+            role=role,
+            email=email,
+        )
+    return invitation, settings.PUBLIC_URL + reverse("members:accept", args=[token])
+
+
+def mail(invitation: Invitation, link: str) -> bool:
+    """Sends the link; whether it left. The address is the person's own affair: not in the log."""
+    words = {
+        "workspace": invitation.workspace.name,
+        "who": invitation.created_by.label if invitation.created_by else _("Somebody"),
+        "link": link,
+        "days": LASTS.days,
+    }
+    subject = _("You are invited to %(workspace)s on Patchbay") % words
+    text = _(
+        "%(who)s invites you to the workspace %(workspace)s on Patchbay.\n\n"
+        "Open this link to join; it works once, for %(days)d days:\n\n%(link)s\n"
+    )
+    try:
+        send_mail(subject.replace("\n", " "), text % words, None, [invitation.email])
+    except OSError as error:  # of which every SMTP error is one
+        logger.warning("an invitation could not be mailed (%s)", type(error).__name__)
+        return False
+    return True
+
+
+def open_invitations(workspace: Workspace) -> list[Invitation]:
+    return list(_open(workspace).select_related("created_by"))
+
+
+def _open(workspace: Workspace) -> QuerySet[Invitation]:
+    return Invitation.objects.filter(
+        workspace=workspace, used_at=None, revoked_at=None, expires_at__gt=timezone.now()
+    )
+
+
+@transaction.atomic
+def revoke(actor: User, workspace: Workspace, invitation_id: uuid.UUID) -> None:
+    """Takes an open invitation back; nothing for one that isn't."""
+    invitation = _open(workspace).select_for_update(of=("self",)).filter(pk=invitation_id).first()
+    if invitation is None:
+        return
+    invitation.revoked_at = timezone.now()
+    invitation.save(update_fields=["revoked_at"])
+    audit.record(
+        actor,
+        "invitation.revoke",
+        invitation,
+        workspace_id=workspace.pk,
+        label=workspace.name,
+        email=invitation.email,
+    )
+
+
+def find(token: str) -> Invitation | None:
+    """The open invitation of a link. One query."""
+    found = Invitation.objects.select_related("workspace", "created_by").filter(
+        token_hash=_hash(token)
+    )
+    invitation = found.first()
+    return invitation if invitation and invitation.is_open else None
+
+
+@transaction.atomic
+def accept(
+    token: str, *, user: User | None, email: str = "", name: str = "", password: str = ""
+) -> User:
+    """Lets in who is signed in (`user`), or makes a new person. Of many attempts with one link one
+    wins. Raises `InvitationRefused`."""
+    invitation = (
+        Invitation.objects.select_for_update(of=("self",))
+        .select_related("workspace")
+        .filter(token_hash=_hash(token))
+        .first()
+    )
+    if invitation is None or not invitation.is_open:
+        raise InvitationRefused(_("This invitation was used, taken back, or has ended."))
+    email = user.email if user else User.objects.normalize_email(invitation.email or email)
+    if invitation.email and email != invitation.email:
+        raise InvitationRefused(_("This invitation is for another address."))
+    if user is None:
+        if User.objects.filter(email=email).exists():
+            raise InvitationRefused(
+                _("This address has an account already. Sign in, then open the link again.")
+            )
+        user = User.objects.create_user(email, password, name=name.strip()[:150])
+        audit.record(user, "user.create", user, via="invitation")
+    elif not user.is_active:
+        raise InvitationRefused(_("This account is switched off."))
+    invitation.used_at = timezone.now()
+    invitation.save(update_fields=["used_at"])
+    membership, made = Membership.objects.get_or_create(
+        workspace=invitation.workspace, user=user, defaults={"role": invitation.role}
+    )
+    audit.record(
+        user,
+        "invitation.accept",
+        invitation,
+        workspace_id=invitation.workspace_id,
+        label=invitation.workspace.name,
+        role=membership.role,
+        was_member=not made,
+    )
+    return user
+
+
+@transaction.atomic
+def change_role(actor: User, workspace: Workspace, membership_id: uuid.UUID, role: Role) -> None:
+    """Raises `ValidationError` when it would leave the workspace without an admin."""
+    membership = _membership(workspace, membership_id)
+    if membership is None or membership.role == role:
+        return
+    if role != Role.ADMIN:
+        _keep_an_admin(actor, workspace, membership)
+    before, membership.role = membership.role, role
+    membership.save(update_fields=["role"])
+    audit.record(
+        actor,
+        "membership.update",
+        membership,
+        workspace_id=workspace.pk,
+        label=membership.user.email,
+        role=role,
+        before=before,
+    )
+
+
+@transaction.atomic
+def remove(actor: User, workspace: Workspace, membership_id: uuid.UUID) -> bool:
+    """Takes a member out, or lets one leave; open pages close, and what runs is stopped, within
+    seconds. Raises `ValidationError` for the last admin. False when nobody was there."""
+    membership = _membership(workspace, membership_id)
+    if membership is None:
+        return False
+    _keep_an_admin(actor, workspace, membership)
+    audit.record(
+        actor,
+        "membership.leave" if membership.user_id == actor.pk else "membership.delete",
+        membership,
+        workspace_id=workspace.pk,
+        label=membership.user.email,
+        role=membership.role,
+    )
+    membership.delete()
+    return True
+
+
+def _membership(workspace: Workspace, membership_id: uuid.UUID) -> Membership | None:
+    """Under the lock of all the workspace's memberships: two admins can't step down at once."""
+    rows = Membership.objects.select_for_update(of=("self",)).filter(workspace=workspace)
+    found = {row.pk: row for row in rows.select_related("user").order_by("pk")}
+    return found.get(membership_id)
+
+
+def _keep_an_admin(actor: User, workspace: Workspace, membership: Membership) -> None:
+    if membership.role != Role.ADMIN or actor.is_instance_admin:
+        return
+    others = Membership.objects.filter(workspace=workspace, role=Role.ADMIN, user__is_active=True)
+    if not others.exclude(pk=membership.pk).exists():
+        raise ValidationError(_("A workspace needs an admin. Make another member an admin first."))
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,226 @@
+"""The members of a workspace, and the page behind an invitation's link."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from django import forms
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth import login
+from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.password_validation import validate_password
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from workspaces import people
+from workspaces.models import Invitation, Membership, Role, User
+from workspaces.permissions import Access, workspace_for
+from workspaces.place import remember
+
+
+class InviteForm(forms.Form):
+    email = forms.EmailField(
+        label=gettext_lazy("E-mail address"),
+        required=False,
+        help_text=gettext_lazy("Left empty, the link works for whoever opens it first."),
+        error_messages={
+            "invalid": gettext_lazy(
+                "This isn't an e-mail address. Enter one like name@example.com."
+            )
+        },
+    )
+    role = forms.ChoiceField(label=gettext_lazy("Role"), choices=Role.choices, initial=Role.MEMBER)
+
+
+class JoinForm(forms.Form):
+    """A new person's own part of an invitation."""
+
+    email = forms.EmailField(
+        label=gettext_lazy("Your e-mail address"),
+        widget=forms.EmailInput(attrs={"autocomplete": "username"}),
+    )
+    name = forms.CharField(
+        label=gettext_lazy("Your name"),
+        max_length=150,
+        required=False,
+        widget=forms.TextInput(attrs={"autocomplete": "name"}),
+    )
+    password = forms.CharField(
+        label=gettext_lazy("Password"),
+        max_length=200,
+        strip=False,
+        help_text=gettext_lazy("At least 10 characters."),
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+    )
+
+    def __init__(self, *args: Any, invitation: Invitation, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if invitation.email:
+            self.fields["email"].initial = invitation.email
+            self.fields["email"].disabled = True
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or {}
+        if password := data.get("password"):
+            person = User(email=data.get("email", ""), name=data.get("name", ""))
+            try:
+                validate_password(password, person)
+            except ValidationError as error:
+                self.add_error("password", error)
+        return data
+
+
+@require_safe
+def member_list(request: HttpRequest, workspace: str) -> HttpResponse:
+    access = workspace_for(request, workspace)
+    return remember(request, _page(request, access), access.workspace)
+
+
+@require_POST
+def member_invite(request: HttpRequest, workspace: str) -> HttpResponse:
+    """The answer is the page itself with the link, which is shown this once."""
+    access = workspace_for(request, workspace, Role.ADMIN)
+    form = InviteForm(request.POST)
+    if not form.is_valid():
+        return _page(request, access, form=form, status=422)
+    email, role = form.cleaned_data["email"], Role(form.cleaned_data["role"])
+    try:
+        invitation, link = people.invite(access.user, access.workspace, role=role, email=email)
+    except ValidationError as error:
+        form.add_error("email", error)
+        return _page(request, access, form=form, status=422)
+    mailed = bool(email) and settings.MAIL_IS_SET_UP and people.mail(invitation, link)
+    return _page(request, access, link=link, mailed=mailed, invited=email)
+
+
+@require_POST
+def member_revoke(request: HttpRequest, workspace: str, invitation: uuid.UUID) -> HttpResponse:
+    access = workspace_for(request, workspace, Role.ADMIN)
+    people.revoke(access.user, access.workspace, invitation)
+    return _back(access)
+
+
+@require_POST
+def member_role(request: HttpRequest, workspace: str, membership: uuid.UUID) -> HttpResponse:
+    access = workspace_for(request, workspace, Role.ADMIN)
+    role = request.POST.get("role", "")
+    if role not in Role.values:
+        return _page(request, access, problem=_("Choose a role."), status=422)
+    try:
+        people.change_role(access.user, access.workspace, membership, Role(role))
+    except ValidationError as error:
+        return _page(request, access, problem=" ".join(error.messages), status=409)
+    return _back(access)
+
+
+@require_POST
+def member_remove(request: HttpRequest, workspace: str, membership: uuid.UUID) -> HttpResponse:
+    access = workspace_for(request, workspace, Role.ADMIN)
+    try:
+        people.remove(access.user, access.workspace, membership)
+    except ValidationError as error:
+        return _page(request, access, problem=" ".join(error.messages), status=409)
+    return _back(access)
+
+
+@require_POST
+def member_leave(request: HttpRequest, workspace: str) -> HttpResponse:
+    access = workspace_for(request, workspace)
+    mine = Membership.objects.filter(workspace=access.workspace, user=access.user).first()
+    try:
+        if mine is not None:
+            people.remove(access.user, access.workspace, mine.pk)
+    except ValidationError as error:
+        return _page(request, access, problem=" ".join(error.messages), status=409)
+    messages.success(request, _("You left %(workspace)s.") % {"workspace": access.workspace.name})
+    return _to("/")
+
+
+def _page(
+    request: HttpRequest,
+    access: Access,
+    *,
+    form: InviteForm | None = None,
+    link: str = "",
+    mailed: bool = False,
+    invited: str = "",
+    problem: str = "",
+    status: int = 200,
+) -> HttpResponse:
+    """Two queries for the lists, whatever their length."""
+    members = (
+        Membership.objects.filter(workspace=access.workspace)
+        .select_related("user")
+        .order_by("user__email")
+    )
+    is_admin = access.has(Role.ADMIN)
+    context = {
+        "workspace": access.workspace,
+        "access": access,
+        "members": members,
+        "roles": Role.choices,
+        "is_admin": is_admin,
+        "invitations": people.open_invitations(access.workspace) if is_admin else [],
+        "form": form or InviteForm(),
+        "link": link,
+        "mailed": mailed,
+        "invited": invited,
+        "mail_is_set_up": settings.MAIL_IS_SET_UP,
+        "problem": problem,
+    }
+    return render(request, "workspaces/members.html", context, status=status)
+
+
+def _back(access: Access) -> HttpResponse:
+    answer = redirect("members:list", access.workspace.slug)
+    answer.status_code = 303
+    return answer
+
+
+def _to(address: str) -> HttpResponse:
+    answer = redirect(address)
+    answer.status_code = 303
+    return answer
+
+
+@login_not_required
+@sensitive_post_parameters("password")
+@require_http_methods(["GET", "HEAD", "POST"])
+def invitation_accept(request: HttpRequest, token: str) -> HttpResponse:
+    """Joining: with one press for who is signed in, with a new account for who has none."""
+    invitation = people.find(token)
+    if invitation is None:
+        return render(request, "workspaces/join.html", {"invitation": None}, status=404)
+    user = request.user if request.user.is_authenticated else None
+    form = None if user else JoinForm(request.POST or None, invitation=invitation)
+    problem = ""
+    if request.method == "POST" and (form is None or form.is_valid()):
+        data = form.cleaned_data if form else {}
+        try:
+            joined = people.accept(token, user=user, **data)
+        except people.InvitationRefused as refusal:
+            problem = str(refusal)
+        else:
+            if user is None:
+                backend = "allauth.account.auth_backends.AuthenticationBackend"
+                login(request, joined, backend=backend)
+            return _to(invitation.workspace.get_absolute_url())
+    context = {
+        "invitation": invitation,
+        "form": form,
+        "problem": problem,
+        "user_here": user,
+        "known": not user
+        and bool(invitation.email)
+        and User.objects.filter(email=invitation.email).exists(),
+        "here": request.path,
+    }
+    status = 422 if problem or (form is not None and form.is_bound) else 200
+    return render(request, "workspaces/join.html", context, status=status)
