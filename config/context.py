@@ -32,6 +32,7 @@ NAV = (
     NavItem(_("Sessions"), "sessions:list", "messages", "sessions:"),
     NavItem(_("AI settings"), "ai:settings", "settings", "ai:"),
     NavItem(_("Tools"), "tools:list", "server", "tools:"),
+    NavItem(_("Usage"), "usage:workspace", "chart-bar", "usage:"),
     NavItem(_("Members"), "members:list", "users", "members:"),
     NavItem(_("Audit"), "audit:workspace", "history", "audit:", least=Role.ADMIN),
     NavItem(_("Connections"), "connections:list", "plug", "connections:", in_workspace=False),

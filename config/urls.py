@@ -22,6 +22,7 @@ urlpatterns = [
     path("accounts/inactive/", account_views.account_inactive, name="account_inactive"),
     path("", include("workspaces.audit_urls")),
     path("", include("workspaces.people_urls")),
+    path("", include("sessions.usage_urls")),
     path("connections/", include("connections.urls")),
     path("w/<str:workspace>/settings/ai/", include("connections.workspace_urls")),
     path("w/<str:workspace>/settings/tools/", include("sessions.tool_urls")),

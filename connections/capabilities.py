@@ -18,7 +18,7 @@ from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, TieredPrices
 from genai_prices.types import Provider as PriceList
 
-from connections.choices import ProviderType
+from connections.choices import AuthType, ProviderType
 from connections.models import DEFAULT_CONTEXT_WINDOW, Connection, WorkspaceConnection
 from connections.providers.base import Usage
 from connections.providers.thinking import LEVELS, levels_of
@@ -116,7 +116,10 @@ def capabilities(connection: Connection, model: str) -> Capabilities:
 
 
 def cost_of(connection: Connection, model: str, usage: Usage) -> Decimal | None:
-    """US dollars of one step's usage, to the millionth; None where no price is known."""
+    """US dollars of one step's usage, to the millionth; None where no price is known, or where the
+    plan of a signed-in account pays."""
+    if connection.auth_type == AuthType.OAUTH:
+        return None
     listed = _listed(connection, model)
     if listed is None:
         return None

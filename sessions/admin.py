@@ -12,7 +12,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from connections.admin import ErrorFilter
-from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
+from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn, UsageDay
 from workspaces.admin import Audited, ReadOnly
 
 
@@ -115,3 +115,19 @@ class ToolServerAdmin(Audited, ReadOnly, admin.ModelAdmin):
 
     def audit_context(self, server: ToolServer) -> dict[str, Any]:
         return {"workspace_id": server.workspace_id, "host": server.origin}
+
+
+@admin.register(UsageDay)
+class UsageDayAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = (
+        *("day", "workspace_label", "connection_label", "model", "person_label"),
+        *("turns", "input_tokens", "output_tokens", "cost"),
+    )
+    list_filter = ("day",)
+    search_fields = ("workspace_label", "connection_label", "person_label", "model")
+    show_full_result_count = False
+    fields = (
+        *("day", "workspace_label", "connection_label", "person_label", "model", "turns"),
+        *("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"),
+        *("cost", "unpriced", "covered"),
+    )

@@ -343,3 +343,47 @@ class ToolServer(models.Model):
 
     def allows(self, tool: str) -> bool:
         return self.allowed_tools is None or tool in self.allowed_tools
+
+
+class UsageDay(models.Model):
+    """What one person's turns used on one day (UTC) of one model on one connection in one
+    workspace, counted when each turn ended. Who or what was deleted since keeps its label.
+
+    `unpriced` turns have tokens but no known price; `covered` ones ran on a signed-in account,
+    whose plan pays for them.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    day = models.DateField(_("day"))
+    workspace = models.ForeignKey(Workspace, models.SET_NULL, null=True, related_name="+")
+    workspace_label = models.CharField(_("workspace"), max_length=254)
+    connection = models.ForeignKey(Connection, models.SET_NULL, null=True, related_name="+")
+    connection_label = models.CharField(_("connection"), max_length=254)
+    person = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+"
+    )
+    person_label = models.CharField(_("person"), max_length=254)
+    model = models.CharField(_("model"), max_length=200)
+    turns = models.PositiveIntegerField(_("turns"), default=0)
+    input_tokens = models.PositiveBigIntegerField(default=0)
+    output_tokens = models.PositiveBigIntegerField(default=0)
+    cache_read_tokens = models.PositiveBigIntegerField(default=0)
+    cache_write_tokens = models.PositiveBigIntegerField(default=0)
+    cost = models.DecimalField(_("cost"), max_digits=14, decimal_places=6, default=0)
+    unpriced = models.PositiveIntegerField(default=0)
+    covered = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("usage of a day")
+        verbose_name_plural = _("usage by day")
+        ordering = ["-day", "id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["day", "workspace", "connection", "model", "person"],
+                name="one_usage_row_a_day",
+            ),
+        ]
+        indexes = [models.Index(fields=["workspace", "day"], name="usage_of_a_workspace")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.model}"

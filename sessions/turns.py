@@ -36,7 +36,7 @@ from connections.models import Connection, WorkspaceConnection
 from connections.providers.base import ErrorKind
 from connections.resolve import Choice, Resolution, resolve
 from connections.sentences import Reason
-from sessions import bus
+from sessions import bus, usage
 from sessions.images import CheckedImage
 from sessions.models import Attachment, ChatSession, Message, Turn, attachment_path
 from workspaces import audit
@@ -906,6 +906,7 @@ def _end(chat: ChatSession, turn: Turn, state: Turn.State) -> None:
             "retry_after",
         ]
     )
+    usage.count(chat, turn)
     Message.objects.filter(turn=turn, is_complete=False).update(is_complete=True)
     # An empty reply of a turn that didn't come to speak isn't a message.
     Message.objects.filter(turn=turn, role=Message.Role.ASSISTANT, text="", parts=[]).delete()

@@ -26,7 +26,7 @@ FIELDS = [
     *("session_token", "service_account_json", "enabled", "extra_headers", "auth_header"),
     *("max_tokens_field", "access", "paused_message", "position", "direction", "only", "next"),
     *("text", "client_key", "images", "queued", "connection", "model", "title", "shared", "since"),
-    *("thinking", "max_output", "q", "action", "until", "format"),
+    *("thinking", "max_output", "q", "action", "until", "format", "days", "by"),
     *("before", "page", "_refresh", "login", "password", "oldpassword", "password1", "password2"),
     *("file", "draft", "take", "validate", "generation", "which"),
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),

@@ -217,6 +217,17 @@ def routes(world: World) -> dict[str, Route]:
                 Try("workspace admin", args=("support",), post=(200,)),
                 Try("nobody", args=("no-such",)),
             ),
+            one("usage:instance", GET, Try("instance admin")),
+            one("usage:instance_export", GET, Try("instance admin")),
+            *(
+                one(
+                    name,
+                    GET,
+                    Try("reads the workspace", args=("support",)),
+                    Try("nobody", args=("no-such",)),
+                )
+                for name in ("usage:workspace", "usage:workspace_export")
+            ),
             one(
                 "members:list",
                 GET,

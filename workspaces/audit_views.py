@@ -27,6 +27,7 @@ from workspaces.audit_words import WORDS, words_of
 from workspaces.models import AuditEvent, Installation, Role, Workspace
 from workspaces.permissions import need_instance_admin, workspace_for
 from workspaces.place import remember
+from workspaces.spreadsheet import inert
 
 PAGE = 50
 EXPORTED_AT_ONCE = 1000
@@ -231,12 +232,7 @@ def _object(event: AuditEvent) -> dict[str, Any]:
 def _cells(event: AuditEvent) -> list[str]:
     found = _object(event)
     found["details"] = json.dumps(found["details"], ensure_ascii=False)
-    return [_inert("" if value is None else str(value)) for value in found.values()]
-
-
-def _inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+    return [inert("" if value is None else str(value)) for value in found.values()]
 
 
 def _csv(rows: list[Any]) -> bytes:

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from connections import tasks
 from connections.models import Connection, ProbeResult, Secret, SignIn, WorkspaceConnection
-from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
+from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn, UsageDay
 from tests.builders import (
     KEY,
     PASSWORD,
@@ -82,6 +82,9 @@ def make_rows(count, *, start=0):
         )
         Attachment.objects.create(
             message=message, media_type="image/png", name="a.png", width=1, height=1, size=1
+        )
+        UsageDay.objects.create(
+            day=at.date(), workspace=space, connection=connection, person=user, model="small"
         )
         ToolServer.objects.create(
             workspace=space,
