@@ -46,7 +46,7 @@ class Filter(forms.Form):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        choices = [(action, f"{action}: {words}") for action, words in sorted(WORDS.items())]
+        choices = list(WORDS.items())
         self.fields["action"].choices = [("", _("Everything")), *choices]
 
     def rows(self, events: QuerySet[AuditEvent]) -> QuerySet[AuditEvent]:

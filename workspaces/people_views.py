@@ -29,7 +29,6 @@ class InviteForm(forms.Form):
     email = forms.EmailField(
         label=gettext_lazy("E-mail address"),
         required=False,
-        help_text=gettext_lazy("Left empty, the link works for whoever opens it first."),
         error_messages={
             "invalid": gettext_lazy(
                 "This isn't an e-mail address. Enter one like name@example.com."
