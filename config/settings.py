@@ -31,6 +31,7 @@ DEBUG = env.boolean("PATCHBAY_DEBUG")
 DEFAULT_EXCEPTION_REPORTER_FILTER = "config.debug.NoValues"
 SECRET_KEY = env.made_secret("SECRET_KEY", KEYS_DIR / "django.key", bytes_=48)
 SETUP_TOKEN = env.string("PATCHBAY_SETUP_TOKEN") or ""
+METRICS_TOKEN = env.string("PATCHBAY_METRICS_TOKEN") or ""  # no /metrics without it
 TRUSTED_PROXIES = env.items("PATCHBAY_TRUSTED_PROXIES")
 ALLOWED_HOSTS = [_public.hostname]
 if _public.hostname in {"127.0.0.1", "localhost", "::1"}:

@@ -31,4 +31,5 @@ urlpatterns = [
     path("patterns/", views.patterns, name="patterns"),
     re_path(r"^healthz/?$", views.healthz, name="healthz"),
     re_path(r"^readyz/?$", views.readyz, name="readyz"),
+    re_path(r"^metrics/?$", views.metrics, name="metrics"),
 ]

@@ -9,6 +9,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.db import DatabaseError, connection
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
+from django.utils.crypto import constant_time_compare
 from django.views.decorators.http import require_safe
 from redis import Redis
 from redis.exceptions import RedisError
@@ -38,11 +39,11 @@ def healthz(request: HttpRequest) -> HttpResponse:
 @require_safe
 def readyz(request: HttpRequest) -> JsonResponse:
     """Whether the parts are there, each by itself; 503 when a page couldn't be served."""
-    parts = {"database": _database(), "redis": _redis()}
+    parts = {"database": database_state(), "redis": redis_state()}
     return JsonResponse(parts, status=200 if parts["database"] == "ok" else 503)
 
 
-def _database() -> str:
+def database_state() -> str:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -51,7 +52,7 @@ def _database() -> str:
     return "ok"
 
 
-def _redis() -> str:
+def redis_state() -> str:
     try:
         with Redis.from_url(
             settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1
@@ -60,6 +61,28 @@ def _redis() -> str:
     except (RedisError, OSError):
         return "down"
     return "ok"
+
+
+@login_not_required
+@require_safe
+def metrics(request: HttpRequest) -> HttpResponse:
+    """For Prometheus, with the token of PATCHBAY_METRICS_TOKEN; without one it isn't there."""
+    from config import metrics as figures
+
+    if not settings.METRICS_TOKEN:
+        raise Http404
+    scheme, _sep, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip().encode("utf-8", "replace")
+    if scheme.lower() != "bearer" or not constant_time_compare(
+        given, settings.METRICS_TOKEN.encode()
+    ):
+        return HttpResponse(
+            "Send the token: Authorization: Bearer …\n",
+            status=401,
+            content_type="text/plain; charset=utf-8",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return HttpResponse(figures.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:

@@ -254,6 +254,11 @@ _look = Checks()
 _checks = concurrent.futures.ThreadPoolExecutor(2, "patchbay-watch")
 
 
+def open_streams() -> int:
+    """How many pages follow a session through this process."""
+    return sum(_open_by_person.values())
+
+
 def _reader() -> Reader:
     loop = asyncio.get_running_loop()
     for other in [other for other in _readers if other.is_closed()]:

@@ -202,6 +202,7 @@ def routes(world: World) -> dict[str, Route]:
             one("patterns", GET, Try("staff")),
             one("healthz", GET, Try("everybody")),
             one("readyz", GET, Try("everybody", get=(200,))),
+            one("metrics", GET, Try("everybody", get=(404,))),
             # -- connections
             one("audit:instance", GET, Try("instance admin")),
             one("audit:instance_export", POST, Try("instance admin", post=(200,))),
