@@ -190,6 +190,11 @@ def routes(world: World) -> dict[str, Route]:
     return dict(
         [
             one("workspaces:home", GET, Try("everybody", get=(200, 302))),
+            one(
+                "workspaces:sign_in_link",
+                FORM,
+                Try("everybody", args=("x",), get=(404,), post=(404,)),
+            ),
             one("workspaces:setup", FORM, Try("nobody once set up", get=(404,), post=(404,))),
             one("account_login", FORM, Try("everybody", get=(200, 302), post=(200, 302))),
             one("account_logout", FORM, Try("everybody", get=(200, 302), post=(302,))),

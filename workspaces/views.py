@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from django.contrib.auth import login
 from django.contrib.auth.decorators import login_not_required
+from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_safe
 
-from workspaces import permissions
+from workspaces import permissions, signin_link
 from workspaces.place import last_workspace
 from workspaces.setup import AlreadySetUp, SetupForm, is_set_up, set_up
 
@@ -34,6 +35,26 @@ def setup(request: HttpRequest) -> HttpResponse:
         return answer
     status = 422 if form.is_bound else 200
     return render(request, "workspaces/setup.html", {"form": form}, status=status)
+
+
+@login_not_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def sign_in_link(request: HttpRequest, token: str) -> HttpResponse:
+    """Signs in by a link of `manage.py signin_link`, by a press: no program that looks at links
+    uses it up."""
+    person = signin_link.person_of(token)
+    if person is not None and request.method == "POST":
+        with transaction.atomic():
+            # Of two presses one gets in: signing in changes what the link is bound to.
+            person = signin_link.person_of(token, lock=True)
+            if person is not None:
+                backend = "allauth.account.auth_backends.AuthenticationBackend"
+                login(request, person, backend=backend)
+                answer = redirect("workspaces:home")
+                answer.status_code = 303
+                return answer
+    status = 200 if person else 404
+    return render(request, "workspaces/signin_link.html", {"person": person}, status=status)
 
 
 @login_not_required
