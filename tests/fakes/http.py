@@ -180,6 +180,9 @@ class Server:
 
     async def stop(self) -> None:
         self._server.close()
-        for connection in list(self.connections):
-            connection.transport.abort()
+        # One that was just accepted becomes a connection within the loop's next turns.
+        for _ in range(5):
+            for connection in list(self.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
         await self._server.wait_closed()
