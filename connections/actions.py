@@ -12,7 +12,6 @@ import datetime as dt
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -31,7 +30,6 @@ from connections.choices import (
 )
 from connections.models import Connection, Secret, SignIn, WorkspaceConnection
 from connections.providers.base import ListedModel
-from connections.registry import usage_of
 from connections.validation import (
     FIELDS,
     RESERVED_SLUGS,
@@ -78,17 +76,6 @@ _NO_GRANT = {
     "renewal_error": "",
 }
 HINT_FROM = 20  # characters: the last four of a shorter value would give too much of it away
-SLUG_RESERVED_FOR = dt.timedelta(days=7)
-
-
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """What deleting did besides: where the global default went, which workspaces lost theirs, and
-    how many sessions stay readable on the tombstone."""
-
-    new_default: Connection | None
-    cleared_workspaces: list[str]
-    sessions: int
 
 
 # -- making and changing ---------------------------------------------------------------------------
@@ -127,7 +114,7 @@ def create(
                 connection = Connection.objects.create(
                     **values,
                     slug=slug,
-                    position=_end_of_list(),
+                    position=end_of_list(),
                     created_by=actor if isinstance(actor, User) else None,
                     created_at=created_at or timezone.now(),
                     last_used_at=last_used_at,
@@ -216,21 +203,21 @@ def update(
             return []
         new_secrets = bool(secret_values) or header_values is not None or before != row.binding
         if new_secrets or not MATTERS.isdisjoint(changed):
-            _unchecked(row)
+            mark_unchecked(row)
         row.save(update_fields=[*changed, *_KEPT_FOR_EXPORT, *_HEALTH, *_SYNC])
         if changed or extra:
             hosts = {} if old_host == row.origin else {"old_host": old_host, "host": row.origin}
             record(actor, "connection.update", row, changed=[*changed, *extra], **hosts)
         for purpose in forgotten:
-            _destroy(actor, row, stored[purpose])
+            destroy_secret(actor, row, stored[purpose])
         if _takes_no_secret(row) and Secret.Purpose.AUTH in stored:
-            _destroy(actor, row, stored[Secret.Purpose.AUTH])
+            destroy_secret(actor, row, stored[Secret.Purpose.AUTH])
         if secret_values:
             store_secret(actor, row, Secret.Purpose.AUTH, secret_values)
         if header_values:
             store_secret(actor, row, Secret.Purpose.HEADERS, header_values)
         elif header_values is not None and Secret.Purpose.HEADERS in stored:
-            _destroy(actor, row, stored[Secret.Purpose.HEADERS])
+            destroy_secret(actor, row, stored[Secret.Purpose.HEADERS])
     connection.refresh_from_db()
     return [*changed, *extra]
 
@@ -282,7 +269,7 @@ def store_sign_in(
     """Seals the tokens of a sign-in; what was validated before no longer counts. Expects the
     connection's row lock."""
     store_secret(actor, connection, Secret.Purpose.AUTH, values, grant=grant)
-    _unchecked(connection)
+    mark_unchecked(connection)
     connection.save(update_fields=[*_HEALTH])
     record(
         actor,
@@ -303,8 +290,8 @@ def sign_out(actor: Actor, connection: Connection) -> bool:
         if row.auth_type != AuthType.OAUTH or stored is None:
             return False
         record(actor, "connection.sign_out", row, account=stored.account)
-        _destroy(actor, row, stored)
-        _unchecked(row)
+        destroy_secret(actor, row, stored)
+        mark_unchecked(row)
         row.save(update_fields=[*_HEALTH])
     return True
 
@@ -375,10 +362,10 @@ def take_models(
 def set_global_default(actor: Actor, connection: Connection) -> None:
     """Takes the locks of the list."""
     with transaction.atomic():
-        row = _lock_list().get(connection.pk)
+        row = lock_list().get(connection.pk)
         if row is None:
             raise ValidationError(_("This connection was deleted."))
-        _move_default(actor, row)
+        move_default(actor, row)
     connection.is_default = True
 
 
@@ -386,7 +373,7 @@ def reorder(actor: Actor, ids: Sequence[uuid.UUID]) -> None:
     """Puts the list in this order; those not named (made meanwhile) keep theirs, after it. Takes
     the locks of the list."""
     with transaction.atomic():
-        rows = _lock_list()
+        rows = lock_list()
         order = {pk: place for place, pk in enumerate(dict.fromkeys(ids)) if pk in rows}
         ordered = sorted(rows.values(), key=lambda row: order.get(row.pk, len(order)))
         moved = [row for place, row in enumerate(ordered) if row.position != place]
@@ -401,78 +388,9 @@ def move(actor: Actor, connection: Connection, to: int) -> None:
     """To the place `to` of the list (0 is first; beyond the end is last). Takes the locks of the
     list."""
     with transaction.atomic():
-        others = [pk for pk in _lock_list() if pk != connection.pk]
+        others = [pk for pk in lock_list() if pk != connection.pk]
         others.insert(max(0, to), connection.pk)
         reorder(actor, others)
-
-
-def delete(actor: Actor, connection: Connection) -> Deleted:
-    """Leaves a tombstone: the secrets are destroyed; default, place and workspaces' rows cleared
-    and noted for undo; the slug stays taken. Takes the locks of the list."""
-    with transaction.atomic():
-        row = _lock_list().get(connection.pk)
-        if row is None:
-            raise ValidationError(_("This connection was deleted already."))
-        links = list(row.workspace_rows.select_related("workspace"))
-        was_default, sessions = row.is_default, usage_of([row.pk]).get(row.pk, 0)
-        row.cleared = {
-            "is_default": was_default,
-            "position": row.position,
-            "workspaces": [
-                {
-                    "workspace": str(link.workspace_id),
-                    "is_default": link.is_default,
-                    "allowed_models": link.allowed_models,
-                }
-                for link in links
-            ],
-        }
-        row.deleted_at = timezone.now()
-        row.is_default = False
-        row.position = 0
-        row.next_check_at = None
-        _unchecked(row)
-        row.save()
-        for secret in row.secrets.all():
-            _destroy(actor, row, secret)
-        row.sign_ins.all().delete()
-        row.workspace_rows.all().delete()
-        cleared = [link.workspace.name for link in links if link.is_default]
-        record(
-            actor,
-            "connection.delete",
-            row,
-            slug=row.slug,
-            host=row.origin,
-            sessions=sessions,
-            was_default=was_default,
-            cleared_workspaces=cleared,
-        )
-        new_default = Connection.objects.living().first() if was_default else None
-        if new_default is not None:
-            _move_default(actor, new_default)
-    connection.refresh_from_db()
-    return Deleted(new_default, cleared, sessions)
-
-
-def purge_tombstones(now: dt.datetime | None = None) -> int:
-    """Frees the slugs of connections deleted a week ago that no session points at any more."""
-    due = Connection.objects.filter(deleted_at__lt=(now or timezone.now()) - SLUG_RESERVED_FOR)
-    ids = list(due.values_list("pk", flat=True)[:500])
-    used = usage_of(ids)
-    purged = 0
-    for pk in ids:
-        if pk in used:
-            continue
-        try:
-            with transaction.atomic():
-                row = Connection.objects.select_for_update().get(pk=pk)
-                record("schedule", "connection.purge", row, slug=row.slug)
-                row.delete()
-        except (models.ProtectedError, Connection.DoesNotExist):
-            continue
-        purged += 1
-    return purged
 
 
 # -- workspaces ------------------------------------------------------------------------------------
@@ -500,10 +418,10 @@ def set_workspace_default(
         for row in rows.values():
             if not row.is_default or (connection and row.connection_id == connection.pk):
                 continue
-            if row.connection.access == AccessMode.ALL and row.allowed_models is None:
+            row.is_default = False
+            if row.connection.access == AccessMode.ALL and row.says_nothing:
                 row.delete()
             else:
-                row.is_default = False
                 row.save(update_fields=["is_default"])
         if connection is not None:
             WorkspaceConnection.objects.update_or_create(
@@ -526,66 +444,45 @@ def set_allowed_models(
     with transaction.atomic():
         _lock_workspace(workspace)
         row = _locked(connection)
-        link = WorkspaceConnection.objects.filter(workspace=workspace, connection=row).first()
-        if row.access == AccessMode.CHOSEN and link is None:
-            raise ValidationError(
-                {"connection": [_("This workspace has no access to the connection.")]}
-            )
-        if unknown := [model for model in models or () if model not in row.model_ids]:
-            raise ValidationError(
-                {"models": [_("The connection has no model “%(id)s”.") % {"id": unknown[0]}]}
-            )
-        allowed = None if models is None else list(models)
-        says_nothing = row.access == AccessMode.ALL and not (link and link.is_default)
-        if allowed is None and says_nothing:
-            WorkspaceConnection.objects.filter(workspace=workspace, connection=row).delete()
-        else:
-            WorkspaceConnection.objects.update_or_create(
-                workspace=workspace, connection=row, defaults={"allowed_models": allowed}
-            )
+        link = _link(workspace, row)
+        _check_models(row, models)
+        if models is not None and len(link.among_granted(list(models))) < len(models):
+            raise ValidationError({"models": [_("Choose among the models that are granted.")]})
+        link.allowed_models = None if models is None else list(models)
+        _save_or_drop(link)
         record(
             actor,
             "workspace.models",
             workspace,
             workspace_id=workspace.pk,
             connection=row.slug,
-            models="all" if allowed is None else len(allowed),
+            models="all" if models is None else len(models),
         )
 
 
 def set_access(
-    actor: Actor,
-    connection: Connection,
-    *,
-    access: str,
-    workspaces: Mapping[uuid.UUID, Sequence[str] | None],
+    actor: Actor, connection: Connection, *, access: str, workspaces: Iterable[uuid.UUID]
 ) -> list[str]:
-    """Who may use it: `all` workspaces or the `chosen` ones named; the value is the models a
-    workspace may use, None for every one. Returns the names of the workspaces that lost their
-    default by it. Takes the row lock."""
+    """Who may use it: `all` workspaces or the `chosen` ones named. What a workspace was granted or
+    uses of its models stays as long as it has access. Returns the names of the workspaces that
+    lost their default by it. Takes the row lock."""
     if access not in AccessMode.values:
         raise ValidationError({"access": [_("Use all or chosen.")]})
     with transaction.atomic():
         row = _locked(connection)
         links = {link.workspace_id: link for link in row.workspace_rows.select_related("workspace")}
-        cleared = []
+        cleared, chosen = [], set(workspaces) if access == AccessMode.CHOSEN else set()
         for workspace_id, link in links.items():
-            if workspace_id in workspaces:
-                continue
-            if access == AccessMode.CHOSEN or not link.is_default:
+            if access == AccessMode.CHOSEN and workspace_id not in chosen:
                 if link.is_default:
                     cleared.append(link.workspace.name)
                 link.delete()
-            elif link.allowed_models is not None:
-                link.allowed_models = None
-                link.save(update_fields=["allowed_models"])
-        for workspace_id, allowed in workspaces.items():
-            allowed = None if allowed is None else list(allowed)
-            if access == AccessMode.ALL and allowed is None and workspace_id not in links:
-                continue
-            WorkspaceConnection.objects.update_or_create(
-                workspace_id=workspace_id, connection=row, defaults={"allowed_models": allowed}
-            )
+            elif access == AccessMode.ALL and link.says_nothing:
+                link.delete()
+        WorkspaceConnection.objects.bulk_create(
+            WorkspaceConnection(workspace_id=workspace_id, connection=row)
+            for workspace_id in sorted(chosen - links.keys())
+        )
         row.access = access
         row.save(update_fields=["access"])
         record(
@@ -593,14 +490,60 @@ def set_access(
             "connection.access",
             row,
             access=access,
-            workspaces=[str(pk) for pk in workspaces],
+            workspaces=[str(pk) for pk in sorted(chosen)],
             cleared_workspaces=cleared,
         )
     connection.access = access
     return cleared
 
 
+def set_granted_models(
+    actor: Actor, workspace: Workspace, connection: Connection, models: Sequence[str] | None
+) -> None:
+    """The models of a connection that a workspace may use at all, None for every one. It must have
+    access already. Takes the lock of the workspace's rows."""
+    with transaction.atomic():
+        _lock_workspace(workspace)
+        row = _locked(connection)
+        link = _link(workspace, row)
+        _check_models(row, models)
+        link.granted_models = None if models is None else list(models)
+        _save_or_drop(link)
+        record(
+            actor,
+            "workspace.grant",
+            workspace,
+            workspace_id=workspace.pk,
+            connection=row.slug,
+            models="all" if models is None else len(models),
+        )
+
+
 # -- the parts -------------------------------------------------------------------------------------
+
+
+def _link(workspace: Workspace, row: Connection) -> WorkspaceConnection:
+    """The workspace's row, or a new one where the connection is open to all."""
+    link = WorkspaceConnection.objects.filter(workspace=workspace, connection=row).first()
+    if link is None and row.access == AccessMode.CHOSEN:
+        raise ValidationError(
+            {"connection": [_("This workspace has no access to the connection.")]}
+        )
+    return link or WorkspaceConnection(workspace=workspace, connection=row)
+
+
+def _check_models(row: Connection, models: Sequence[str] | None) -> None:
+    if unknown := [model for model in models or () if model not in row.model_ids]:
+        raise ValidationError(
+            {"models": [_("The connection has no model “%(id)s”.") % {"id": unknown[0]}]}
+        )
+
+
+def _save_or_drop(link: WorkspaceConnection) -> None:
+    if not (link.connection.access == AccessMode.ALL and link.says_nothing):
+        link.save()
+    elif not link._state.adding:
+        link.delete()
 
 
 def _locked(connection: Connection) -> Connection:
@@ -616,7 +559,7 @@ def _lock_workspace(workspace: Workspace) -> None:
     Workspace.objects.select_for_update(no_key=True).get(pk=workspace.pk)
 
 
-def _lock_list() -> dict[uuid.UUID, Connection]:
+def lock_list() -> dict[uuid.UUID, Connection]:
     """Every living connection in the list's order, locked (in the order of ids, so that two of
     these wait for each other instead of for ever)."""
     rows = list(Connection.objects.select_for_update().filter(deleted_at=None).order_by("pk"))
@@ -680,7 +623,7 @@ def _check_slug(slug: str) -> None:
     raise ValidationError({"slug": [sentence]})
 
 
-def _end_of_list() -> int:
+def end_of_list() -> int:
     last = Connection.objects.living().aggregate(last=models.Max("position"))["last"]
     return 0 if last is None else last + 1
 
@@ -689,19 +632,19 @@ def _claim_default(actor: Actor, connection: Connection) -> None:
     # Two first connections at once: the constraint lets one of them be the default.
     try:
         with transaction.atomic():
-            _move_default(actor, connection)
+            move_default(actor, connection)
     except IntegrityError:
         connection.is_default = False
 
 
-def _move_default(actor: Actor, connection: Connection) -> None:
+def move_default(actor: Actor, connection: Connection) -> None:
     Connection.objects.filter(is_default=True).exclude(pk=connection.pk).update(is_default=False)
     connection.is_default = True
     connection.save(update_fields=["is_default"])
     record(actor, "connection.default", connection)
 
 
-def _unchecked(connection: Connection) -> None:
+def mark_unchecked(connection: Connection) -> None:
     """What was validated is no longer there; the result of a probe under way isn't taken."""
     connection.revision += 1
     connection.health = Status.UNCHECKED
@@ -764,7 +707,7 @@ def _asks_for_secrets(
     return errors
 
 
-def _destroy(actor: Actor, connection: Connection, secret: Secret) -> None:
+def destroy_secret(actor: Actor, connection: Connection, secret: Secret) -> None:
     record(
         actor,
         "secret.destroy",

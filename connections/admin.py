@@ -55,7 +55,7 @@ class ConnectionAdminForm(forms.ModelForm):
 
 class WorkspaceAccessInline(ReadOnly, admin.TabularInline):
     model = WorkspaceConnection
-    fields = ("workspace", "is_default", "allowed_models")
+    fields = ("workspace", "is_default", "granted_models", "allowed_models")
     extra = 0
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:
@@ -245,11 +245,11 @@ class SignInAdmin(ReadOnly, admin.ModelAdmin):
 class WorkspaceConnectionAdmin(Audited, ReadOnly, admin.ModelAdmin):
     """Given on the connection's page and the workspace's settings; can be taken away here."""
 
-    list_display = ("workspace", "connection", "is_default", "allowed_models")
+    list_display = ("workspace", "connection", "is_default", "granted_models", "allowed_models")
     list_filter = ("is_default", "workspace", "connection")
     list_select_related = ("workspace", "connection")
     search_fields = ("workspace__name", "connection__name", "connection__slug")
-    fields = ("workspace", "connection", "is_default", "allowed_models")
+    fields = ("workspace", "connection", "is_default", "granted_models", "allowed_models")
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return admin.ModelAdmin.has_delete_permission(self, request, obj)

@@ -140,12 +140,9 @@ def cost_of(connection: Connection, model: str, usage: Usage) -> Decimal | None:
 
 def usable_models(connection: Connection, row: WorkspaceConnection | None) -> list[str]:
     """The ids of the models a workspace may use, in the connection's order; without a list, the
-    default model alone. `row` is the workspace's access row; its `allowed_models` narrows."""
+    default model alone. `row` is the workspace's access row."""
     ids = connection.model_ids or ([connection.default_model] if connection.default_model else [])
-    if row is None or row.allowed_models is None:
-        return ids
-    allowed = set(row.allowed_models)
-    return [model for model in ids if model in allowed]
+    return ids if row is None else [model for model in ids if row.allows(model)]
 
 
 def first_model(connection: Connection, row: WorkspaceConnection | None) -> str:

@@ -12,6 +12,7 @@ from django.utils.formats import date_format
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy as _lazy
+from django.utils.translation import ngettext
 
 from connections import providers, sign_in
 from connections.capabilities import Capabilities, capabilities, usable_models
@@ -28,6 +29,7 @@ from connections.choices import (
 from connections.issuers import issuer_for
 from connections.models import Connection, ProbeResult, Secret
 from connections.providers.base import Target
+from connections.registry import Dependents
 from connections.resolve import Candidates
 from connections.sentences import Reason, Sentence, sentence
 from connections.targets import configuration_fault
@@ -366,8 +368,8 @@ def _access_facts(connection: Connection) -> list[Fact]:
         shown.append(Fact(_("Workspaces"), _("None yet")))
     for row in rows:
         allowed = _("every model")
-        if row.allowed_models is not None:
-            allowed = ", ".join(row.allowed_models) or _("no model")
+        if row.allowed_models is not None or row.granted_models is not None:
+            allowed = ", ".join(usable_models(connection, row)) or _("no model")
         if row.is_default:
             allowed = _("%(models)s; its default") % {"models": allowed}
         shown.append(Fact(row.workspace.name, allowed))
@@ -440,27 +442,23 @@ def cards(among: Candidates) -> list[Card]:
     return shown
 
 
-def effects_of_deleting(connection: Connection, sessions: int, next_default: str) -> Sequence[str]:
-    """Sentences: what depends on it. Needs `workspace_rows__workspace`."""
-    said = [_("Its stored secret is destroyed. Its slug stays reserved.")]
-    if sessions == 1:
-        said.append(_("1 session uses it. It stays readable, but can't send any more."))
-    elif sessions:
-        said.append(
-            _("%(n)d sessions use it. They stay readable, but can't send any more.")
-            % {"n": sessions}
-        )
+def effects_of_deleting(
+    connection: Connection, dependents: Dependents, defaults: Sequence[str]
+) -> Sequence[str]:
+    """Sentences: what depends on it, and what is lost for good. `defaults`: names of workspaces."""
+    said = [_("Its stored secret is destroyed at once. The rest can be brought back for 7 days.")]
+    if n := dependents.sessions:
+        said.append(ngettext("%(n)d session uses it.", "%(n)d sessions use it.", n) % {"n": n})
     else:
         said.append(_("No session uses it."))
+    if n := dependents.running:
+        text = ngettext("%(n)d reply is under way.", "%(n)d replies are under way.", n)
+        said.append(text % {"n": n})
+    if n := dependents.waiting:
+        text = ngettext("%(n)d message waits in a queue.", "%(n)d messages wait in queues.", n)
+        said.append(text % {"n": n})
     if connection.is_default:
-        said.append(
-            _("It is the global default; “%(name)s” becomes it.") % {"name": next_default}
-            if next_default
-            else _("It is the global default, and no other connection is left.")
-        )
-    defaults = [row.workspace.name for row in connection.workspace_rows.all() if row.is_default]
+        said.append(_("It is the global default."))
     if defaults:
-        said.append(
-            _("These workspaces lose their default: %(names)s.") % {"names": ", ".join(defaults)}
-        )
+        said.append(_("It is the default of: %(names)s.") % {"names": ", ".join(defaults)})
     return said

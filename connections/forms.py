@@ -271,17 +271,11 @@ class ConnectionForm(forms.Form):
         if "access" not in typed and "workspaces" not in typed:
             return
         access = typed.get("access") or connection.access
-        rows = {row.workspace_id: row for row in connection.workspace_rows.all()}
-        narrowed = {pk: row.allowed_models for pk, row in rows.items()}
-        if access == AccessMode.CHOSEN:
-            chosen = {space.pk for space in self.cleaned_data["workspaces"]}
-            wanted = {pk: narrowed.get(pk) for pk in chosen}
-            same = wanted.keys() == rows.keys()
-        else:
-            wanted = {pk: models for pk, models in narrowed.items() if models is not None}
-            same = True
+        chosen = {space.pk for space in self.cleaned_data["workspaces"]}
+        before = {row.workspace_id for row in connection.workspace_rows.all()}
+        same = access == AccessMode.ALL or chosen == before
         if access != connection.access or not same:
-            actions.set_access(actor, connection, access=access, workspaces=wanted)
+            actions.set_access(actor, connection, access=access, workspaces=chosen)
 
     def _take(self, error: ValidationError) -> None:
         by_field = error.error_dict if hasattr(error, "error_dict") else {None: [error]}

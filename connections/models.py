@@ -108,6 +108,10 @@ class Connection(orm.Model):
     created_at = orm.DateTimeField(_("created"), default=timezone.now)
     last_used_at = orm.DateTimeField(_("last used"), null=True, blank=True)
     deleted_at = orm.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
+    # On which one a deleted one's sessions are to go on.
+    successor = orm.ForeignKey(
+        "self", orm.SET_NULL, null=True, blank=True, related_name="+", editable=False
+    )
     # What deleting cleared (default, position, workspace rows; never the secret), for undo.
     cleared = orm.JSONField(default=dict, blank=True, editable=False)
 
@@ -371,11 +375,16 @@ class SignIn(orm.Model):
 
 
 class WorkspaceConnection(orm.Model):
-    """A workspace's access to a connection: chosen for it, its default, or fewer models of it."""
+    """A workspace's access to a connection: chosen for it, its default, or fewer models of it.
+
+    Of the models, instance admins grant some (`granted_models`), and the workspace's admins use
+    some of those (`allowed_models`); None is every one, also those that come later.
+    """
 
     id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     workspace = orm.ForeignKey(Workspace, orm.CASCADE, related_name="connection_rows")
     connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="workspace_rows")
+    granted_models = orm.JSONField(_("granted models"), null=True, blank=True, default=None)
     allowed_models = orm.JSONField(_("allowed models"), null=True, blank=True, default=None)
     is_default = orm.BooleanField(_("default of the workspace"), default=False)
 
@@ -395,6 +404,20 @@ class WorkspaceConnection(orm.Model):
 
     def __str__(self) -> str:
         return f"{self.workspace_id} {self.connection_id}"
+
+    def allows(self, model: str) -> bool:
+        """Whether the model is granted to the workspace, and used by it."""
+        lists = (self.granted_models, self.allowed_models)
+        return all(models is None or model in models for models in lists)
+
+    def among_granted(self, models: list[str]) -> list[str]:
+        """Those of `models` that the workspace's admins can choose from."""
+        return [m for m in models if self.granted_models is None or m in self.granted_models]
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether it could go where the connection is open to all."""
+        return not self.is_default and self.granted_models is None and self.allowed_models is None
 
 
 class ProbeResult(orm.Model):

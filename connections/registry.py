@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from connections.resolve import Choice
 from workspaces.models import Workspace
 
-UsageCounter = Callable[[Iterable[uuid.UUID]], dict[uuid.UUID, int]]
+
+@dataclass(frozen=True, slots=True)
+class Dependents:
+    """What of the apps above rests on a connection: sessions locked to it, messages that wait in
+    them, and replies under way."""
+
+    sessions: int = 0
+    waiting: int = 0
+    running: int = 0
+
+
+DependentsCounter = Callable[[uuid.UUID], Dependents]
 ChoiceFinder = Callable[[Workspace, uuid.UUID], Choice | None]
 
-_counters: list[UsageCounter] = []
+_counters: list[DependentsCounter] = []
 _finders: list[ChoiceFinder] = []
 
 
-def count_usage_with(counter: UsageCounter) -> None:
-    """Registers who counts the sessions that point at connections: ids → counts, zeros left out."""
+def count_dependents_with(counter: DependentsCounter) -> None:
+    """Registers who counts what rests on a connection."""
     if counter not in _counters:
         _counters.append(counter)
 
 
-def usage_of(connection_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, int]:
-    """How many sessions point at each connection; one without any isn't in it."""
-    ids = list(connection_ids)
-    total: dict[uuid.UUID, int] = {}
+def dependents_of(connection_id: uuid.UUID) -> Dependents:
+    total = Dependents()
     for counter in _counters:
-        for connection_id, count in counter(ids).items():
-            total[connection_id] = total.get(connection_id, 0) + count
+        found = counter(connection_id)
+        total = Dependents(
+            total.sessions + found.sessions,
+            total.waiting + found.waiting,
+            total.running + found.running,
+        )
     return total
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -146,6 +146,10 @@ class Candidates:
 
     def get(self, connection_id: uuid.UUID) -> Connection | None:
         return next((c for c in self.connections if c.id == connection_id), None)
+
+    def without(self, connection: Connection) -> Candidates:
+        """The same list as if `connection` were disabled."""
+        return replace(self, _faults={connection.id: Reason.DISABLED})
 
     def accessible(self, connection: Connection) -> bool:
         return connection.access == AccessMode.ALL or connection.id in self.rows

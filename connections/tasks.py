@@ -28,8 +28,9 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from connections import device
-from connections.actions import Actor, purge_tombstones, take_models
+from connections.actions import Actor, take_models
 from connections.choices import Rung, Status
+from connections.deleting import purge_tombstones
 from connections.ladder import RungResult, Verdict, climb, subject_of, verdict
 from connections.models import Connection, ProbeResult, SignIn
 from connections.providers.base import ErrorKind, ListedModel, ProviderError

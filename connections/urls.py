@@ -1,6 +1,6 @@
 from django.urls import path
 
-from connections import views, views_transfer
+from connections import views, views_access, views_deleting, views_transfer
 
 app_name = "connections"
 urlpatterns = [
@@ -10,6 +10,7 @@ urlpatterns = [
     path("import/", views_transfer.connection_import, name="import"),
     path("import/<uuid:event>/", views_transfer.import_result, name="import_result"),
     path("export/", views_transfer.connection_export, name="export"),
+    path("deleted/", views_deleting.connection_deleted, name="deleted"),
     path("<str:slug>/", views.connection_detail, name="detail"),
     path("<str:slug>/row/", views.connection_row, name="row"),
     path("<str:slug>/edit/", views.connection_edit, name="edit"),
@@ -23,6 +24,13 @@ urlpatterns = [
     path("<str:slug>/mid-stream/", views.connection_set_mid_stream, name="mid_stream"),
     path("<str:slug>/enable/", views.connection_enable, name="enable"),
     path("<str:slug>/order/", views.connection_order, name="order"),
-    path("<str:slug>/delete/", views.connection_delete, name="delete"),
-    path("<str:slug>/delete/confirm/", views.connection_confirm_delete, name="confirm_delete"),
+    path("<str:slug>/delete/", views_deleting.connection_delete, name="delete"),
+    path("<str:slug>/restore/", views_deleting.connection_restore, name="restore"),
+    path("<str:slug>/access/", views_access.connection_access, name="access"),
+    path("<str:slug>/access/<str:workspace>/", views_access.connection_grant, name="grant"),
+    path(
+        "<str:slug>/delete/confirm/",
+        views_deleting.connection_confirm_delete,
+        name="confirm_delete",
+    ),
 ]

@@ -57,7 +57,7 @@ FIELDS = (
     "note",
 )
 # Part of the pages' addresses under /connections/: never a connection's slug.
-RESERVED_SLUGS = frozenset({"new", "import", "export", "validate"})
+RESERVED_SLUGS = frozenset({"new", "import", "export", "validate", "deleted", "status", "alerts"})
 
 MAX_MODELS = 2_000
 MAX_MODELS_CHARACTERS = 400_000

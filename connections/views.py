@@ -21,8 +21,9 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, registry, sign_in, tasks, validation
+from connections import actions, display, sign_in, tasks, validation
 from connections.capabilities import usable_models
+from connections.deleting import recently_deleted
 from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
 from connections.presets import PRESETS
@@ -40,7 +41,7 @@ class SeeOther(HttpResponseRedirect):
     status_code = 303
 
 
-def _answers_refusals(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+def answers_refusals(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
     """A verb's refusal becomes a 400 with its sentence: the pages offer nothing that is refused,
     so it is a script's mistake, or somebody was quicker."""
 
@@ -101,7 +102,10 @@ def _row(connection: Connection) -> display.Row:
 
 
 def _list_context(page: Page | None = None) -> dict[str, Any]:
-    return {"page": page, "mid_stream_choices": display.MID_STREAM_CHOICES}
+    context = {"page": page, "mid_stream_choices": display.MID_STREAM_CHOICES}
+    if page is not None:
+        context["deleted"] = recently_deleted().count()
+    return context
 
 
 # -- adding, editing -------------------------------------------------------------------------------
@@ -121,7 +125,7 @@ def connection_create(request: HttpRequest) -> HttpResponse:
 @sensitive_post_parameters(*WRITE_ONLY)
 @require_http_methods(["GET", "HEAD", "POST"])
 def connection_edit(request: HttpRequest, slug: str) -> HttpResponse:
-    connection = _connection(request, slug, "workspace_rows__workspace")
+    connection = connection_for(request, slug, "workspace_rows__workspace")
     url = reverse("connections:edit", args=[slug])
     context = {"crumbs": connection_crumbs(connection, _("Edit")), "connection": connection}
     return _form_page(request, url, context, connection=connection)
@@ -159,7 +163,7 @@ def _form_page(
 @require_safe
 def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
     """Everything about it; for htmx its health, which asks for itself while it is checked."""
-    connection = _connection(request, slug, "workspace_rows__workspace")
+    connection = connection_for(request, slug, "workspace_rows__workspace")
     health = display.Health.of(connection)
     context: dict[str, Any] = {"connection": connection, "health": health}
     if request.htmx and request.htmx.target == "models":
@@ -176,10 +180,10 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 @require_POST
-@_answers_refusals
+@answers_refusals
 def connection_sign_in(request: HttpRequest, slug: str) -> HttpResponse:
     """Begins a sign-in; its page is the connection's own."""
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     attempt = sign_in.begin(request.user, connection)
     if attempt.by_device:
         tasks.ring_for_sign_in(attempt.pk)
@@ -188,10 +192,10 @@ def connection_sign_in(request: HttpRequest, slug: str) -> HttpResponse:
 
 @sensitive_post_parameters("code")
 @require_POST
-@_answers_refusals
+@answers_refusals
 def connection_sign_in_finish(request: HttpRequest, slug: str) -> HttpResponse:
     """`attempt`: which one; `code`: as the provider's page showed it."""
-    connection = _connection(request, slug, "workspace_rows__workspace")
+    connection = connection_for(request, slug, "workspace_rows__workspace")
     attempt, code = request.POST.get("attempt", ""), request.POST.get("code", "")
     try:
         sign_in.finish(request.user, connection, attempt_id=attempt, pasted=code)
@@ -207,15 +211,15 @@ def connection_sign_in_finish(request: HttpRequest, slug: str) -> HttpResponse:
 
 @require_POST
 def connection_sign_in_cancel(request: HttpRequest, slug: str) -> HttpResponse:
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     sign_in.cancel(request.user, connection)
     return SeeOther(resolve_url(connection))
 
 
 @require_POST
-@_answers_refusals
+@answers_refusals
 def connection_sign_out(request: HttpRequest, slug: str) -> HttpResponse:
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     if actions.sign_out(request.user, connection):
         said = _("“%(name)s” is signed out; its tokens are destroyed.")
         messages.success(request, said % {"name": connection.name})
@@ -227,7 +231,7 @@ def connection_sign_out(request: HttpRequest, slug: str) -> HttpResponse:
 @require_POST
 def connection_validate(request: HttpRequest, slug: str) -> HttpResponse:
     """Asks for a probe; a second press while one runs asks for nothing."""
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     _ask_for_validation(request, [connection])
     return _after(request, connection)
 
@@ -251,7 +255,7 @@ def connection_validate_many(request: HttpRequest) -> HttpResponse:
 @require_POST
 def connection_refresh_models(request: HttpRequest, slug: str) -> HttpResponse:
     """Asks for the provider's list of models; 409 where the list is made by hand."""
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     if not connection.models_synced:
         text = _("This connection's list of models is its admins' own. Change that by editing it.")
         return HttpResponse(text, status=409, content_type="text/plain; charset=utf-8")
@@ -263,9 +267,9 @@ def connection_refresh_models(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 @require_POST
-@_answers_refusals
+@answers_refusals
 def connection_set_default(request: HttpRequest, slug: str) -> HttpResponse:
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     actions.set_global_default(request.user, connection)
     said = _("“%(name)s” is the global default now.")
     messages.success(request, said % {"name": connection.name})
@@ -273,10 +277,10 @@ def connection_set_default(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 @require_POST
-@_answers_refusals
+@answers_refusals
 def connection_set_mid_stream(request: HttpRequest, slug: str) -> HttpResponse:
     """`mid_stream_behavior`: steer, queue, or empty for the provider's default."""
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     behaviour = request.POST.get("mid_stream_behavior")
     if behaviour is None:
         raise ValidationError(_("Use mid_stream_behavior=steer or queue, or leave it empty."))
@@ -288,11 +292,11 @@ def connection_set_mid_stream(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 @require_POST
-@_answers_refusals
+@answers_refusals
 def connection_enable(request: HttpRequest, slug: str) -> HttpResponse:
     """`enabled` in the words of the form (true, on, 1; false, off, 0), the other one of now when
     left out; `paused_message` if given."""
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     enabled = validation.tristate(request.POST.get("enabled", not connection.enabled))
     if enabled is None:
         raise ValidationError(_("Use enabled=true or enabled=false."))
@@ -304,10 +308,10 @@ def connection_enable(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 @require_POST
-@_answers_refusals
+@answers_refusals
 def connection_order(request: HttpRequest, slug: str) -> HttpResponse:
     """`direction` up or down, or `position`, counted from 0."""
-    connection = _connection(request, slug)
+    connection = connection_for(request, slug)
     order = list(Connection.objects.living().values_list("pk", flat=True))
     here = order.index(connection.pk) if connection.pk in order else 0
     direction, position = request.POST.get("direction"), request.POST.get("position", "")
@@ -321,48 +325,21 @@ def connection_order(request: HttpRequest, slug: str) -> HttpResponse:
     return _after(request, connection)
 
 
-@require_safe
-def connection_confirm_delete(request: HttpRequest, slug: str) -> HttpResponse:
-    """What depends on it, and the button; for htmx as a dialog."""
-    connection = _connection(request, slug, "workspace_rows__workspace")
-    sessions = registry.usage_of([connection.pk]).get(connection.pk, 0)
-    heir = Connection.objects.living().exclude(pk=connection.pk).first()
-    effects = display.effects_of_deleting(connection, sessions, heir.name if heir else "")
-    context = {
-        "connection": connection,
-        "effects": effects,
-        "crumbs": connection_crumbs(connection, _("Delete")),
-    }
-    part = "#dialog" if request.htmx else ""
-    return render(request, f"connections/confirm_delete.html{part}", context)
-
-
-@require_POST
-@_answers_refusals
-def connection_delete(request: HttpRequest, slug: str) -> HttpResponse:
-    connection = _connection(request, slug)
-    deleted = actions.delete(request.user, connection)
-    said = [_("“%(name)s” was deleted.") % {"name": connection.name}]
-    if deleted.new_default:
-        words = {"name": deleted.new_default.name}
-        said.append(_("“%(name)s” is the global default now.") % words)
-    if deleted.cleared_workspaces:
-        words = {"names": ", ".join(deleted.cleared_workspaces)}
-        said.append(_("Without a default now: %(names)s.") % words)
-    messages.success(request, " ".join(said))
-    return SeeOther(reverse("connections:list"))
-
-
 # -- a workspace's AI settings ---------------------------------------------------------------------
 
 
 @require_safe
 def ai_settings(request: HttpRequest, workspace: str) -> HttpResponse:
-    """What the workspace's people see of its connections, and why which one is used."""
+    """What the workspace's people see of its connections, and why which one is used; `?without=` a
+    slug: which one would be used if that one were disabled."""
     access = workspace_for(request, workspace)
     among = Candidates.of(access.workspace)
     cards = display.cards(among)
     resolution = resolve(access.workspace, among=among)
+    # Only a connection that is seen here can be asked about.
+    asked = {card.connection.slug: card.connection for card in cards}.get(
+        request.GET.get("without", "")
+    )
     context = {
         "access": access,
         "workspace": access.workspace,
@@ -371,12 +348,14 @@ def ai_settings(request: HttpRequest, workspace: str) -> HttpResponse:
         "may_change": access.has(Role.ADMIN),
         "trace": [rung for rung in resolution.trace_for(access) if rung.rule is not Rule.SESSION],
         "refusal": resolution.refusal_text(admin=request.user.is_instance_admin),
+        "asked": asked,
+        "what_if": asked and resolve(access.workspace, among=among.without(asked)),
     }
     return render(request, "connections/workspace.html", context)
 
 
 @require_POST
-@_answers_refusals
+@answers_refusals
 def ai_default(request: HttpRequest, workspace: str) -> HttpResponse:
     """`connection`: a slug, or empty for none."""
     access = workspace_for(request, workspace, Role.ADMIN)
@@ -390,25 +369,27 @@ def ai_default(request: HttpRequest, workspace: str) -> HttpResponse:
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
-@_answers_refusals
+@answers_refusals
 def ai_models(request: HttpRequest, workspace: str, slug: str) -> HttpResponse:
     """Which models of a connection the workspace uses: `model`, repeated. All of them ticked means
     every one, also those that come later."""
     access = workspace_for(request, workspace, Role.ADMIN)
     connection = get_object_or_404(Connection.objects.visible_to(access.workspace), slug=slug)
+    row = connection.workspace_rows.filter(workspace=access.workspace).first()
+    granted = connection.model_ids if row is None else row.among_granted(connection.model_ids)
     if request.method == "POST":
         chosen = list(dict.fromkeys(request.POST.getlist("model")))
-        models = None if set(chosen) >= set(connection.model_ids) else chosen
+        models = None if set(chosen) >= set(granted) else chosen
         actions.set_allowed_models(request.user, access.workspace, connection, models)
         words = {"name": connection.name}
         messages.success(request, _("The models of “%(name)s” are saved.") % words)
         return SeeOther(reverse("ai:settings", args=[workspace]))
-    row = connection.workspace_rows.filter(workspace=access.workspace).first()
     usable = set(usable_models(connection, row))
     context = {
         "workspace": access.workspace,
         "connection": connection,
-        "choices": [(model, model in usable) for model in connection.model_ids],
+        "back": reverse("ai:settings", args=[workspace]),
+        "choices": [(model, model in usable) for model in granted],
         "crumbs": [
             {"label": _("AI settings"), "url": reverse("ai:settings", args=[workspace])},
             {"label": connection.name},
@@ -434,7 +415,7 @@ def _detail_page(
     return render(request, "connections/detail.html", context, status=status)
 
 
-def _connection(request: HttpRequest, slug: str, *also: str) -> Connection:
+def connection_for(request: HttpRequest, slug: str, *also: str) -> Connection:
     """The living connection by its slug, for an instance admin; 403 or 404. Two queries, and those
     of what is to be loaded `also`."""
     need_instance_admin(request)

@@ -12,5 +12,5 @@ class SessionsConfig(AppConfig):
         from connections import registry
         from sessions import links
 
-        registry.count_usage_with(links.count_sessions)
+        registry.count_dependents_with(links.count_dependents)
         registry.find_choices_with(links.find_choice)

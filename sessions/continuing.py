@@ -23,8 +23,11 @@ from workspaces.models import User
 
 
 def successors(chat: ChatSession, among: Candidates) -> list[Usable]:
-    """The connections on which a locked session could go on."""
-    return [one for one in among.usable() if one.connection.pk != chat.connection_id]
+    """The connections on which a locked session could go on; first the one that was named when its
+    own was deleted."""
+    found = [one for one in among.usable() if one.connection.pk != chat.connection_id]
+    heir = chat.connection.successor_id if chat.connection else None
+    return sorted(found, key=lambda one: one.connection.pk != heir)
 
 
 def continue_on(chat_id: uuid.UUID, actor: User, connection: Connection | None) -> ChatSession:
@@ -111,8 +114,9 @@ def _target(chat: ChatSession, connection: Connection | None) -> tuple[Connectio
     among = Candidates.of(chat.workspace)
     found = successors(chat, among)
     chosen = resolve(chat.workspace, among=among).connection
-    usual = [one for one in found if chosen and one.connection.pk == chosen.pk]
-    for one in (*usual, *found):
+    heir = chat.connection.successor_id if chat.connection else None
+    first = heir or (chosen.pk if chosen else None)
+    for one in sorted(found, key=lambda one: one.connection.pk != first):
         return one.connection, one.first_model
     raise turns.Refused("connection", _("No other connection can be used in this workspace now."))
 

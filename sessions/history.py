@@ -66,7 +66,7 @@ def prepare(turn: Turn, tools: Sequence[ToolSpec] = ()) -> Prepared:
     row = WorkspaceConnection.objects.filter(
         workspace_id=chat.workspace_id, connection=connection
     ).first()
-    if row is not None and row.allowed_models is not None and turn.model not in row.allowed_models:
+    if row is not None and not row.allows(turn.model):
         raise CannotRun(Reason.MODEL_NOT_ALLOWED)
     caps = capabilities(connection, turn.model)
     thinking = chat.thinking if chat.thinking in caps.thinking else ""

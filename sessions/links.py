@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
 
-from django.db.models import Count
-
+from connections.registry import Dependents
 from connections.resolve import Choice
-from sessions.models import ChatSession
+from sessions.models import ChatSession, Message, Turn
 from workspaces.models import Workspace
 
 
-def count_sessions(connection_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, int]:
-    """Sessions by connection; a connection without any isn't in it. One query."""
-    chats = ChatSession.objects.filter(connection_id__in=list(connection_ids)).order_by()
-    return dict(chats.values_list("connection_id").annotate(Count("pk")))
+def count_dependents(connection_id: uuid.UUID) -> Dependents:
+    """Three queries. A session that chose a connection but isn't locked counts too."""
+    chats = ChatSession.objects.filter(connection_id=connection_id)
+    waiting = Message.objects.filter(
+        chat__connection_id=connection_id, delivery__in=Message.WAITING
+    )
+    running = Turn.objects.filter(chat__connection_id=connection_id, state__in=Turn.ACTIVE)
+    return Dependents(chats.count(), waiting.count(), running.count())
 
 
 def find_choice(workspace: Workspace, session_id: uuid.UUID) -> Choice | None:

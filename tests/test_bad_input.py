@@ -28,7 +28,7 @@ FIELDS = [
     *("text", "client_key", "images", "queued", "connection", "model", "title", "shared", "since"),
     *("thinking", "max_output", "q", "action", "until", "format", "days", "by"),
     *("before", "page", "_refresh", "login", "password", "oldpassword", "password1", "password2"),
-    *("file", "draft", "take", "validate", "generation", "which"),
+    *("file", "draft", "take", "validate", "generation", "which", "successor", "without"),
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),
     *("prefix", "url", "headers", "tool", "tools_mode"),
 ]

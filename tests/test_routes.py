@@ -267,6 +267,20 @@ def routes(world: World) -> dict[str, Route]:
             ),
             one("connections:export", FORM, Try("instance admin", post=(200,))),
             one("connections:validate_many", POST, Try("instance admin", **posted)),
+            one("connections:deleted", GET, Try("instance admin")),
+            one(
+                "connections:restore",
+                POST,
+                Try("instance admin", args=("gone",), post=(303,)),
+                Try("instance admin", args=("local",), post=(404,)),
+            ),
+            admins("access", FORM, post=(303,), data={"access": "all"}),
+            one(
+                "connections:grant",
+                FORM,
+                Try("instance admin", args=("local", "support"), post=(303,)),
+                Try("instance admin", args=("local", "no-such"), get=(404,), post=(404,)),
+            ),
             admins("detail", GET),
             admins("row", GET),
             admins("edit", FORM, post=(303,)),  # what is left out stays as it is

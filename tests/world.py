@@ -59,6 +59,7 @@ def make_world() -> World:
     support, sales = make_workspace("support"), make_workspace("sales")
     Installation.objects.create(id=1)
     connection = make_connection("local", is_default=True, supports_images=True)
+    make_connection("gone", deleted_at=timezone.now())
     ProbeResult.objects.create(connection=connection, trigger="button")
     with transaction.atomic():
         imported = audit.record(

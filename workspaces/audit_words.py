@@ -23,6 +23,7 @@ WORDS: dict[str, Promise] = {
     "connection.purge": _("removed for good"),
     "connection.refresh_models": _("refreshed the models of"),
     "connection.reorder": _("reordered the connections"),
+    "connection.restore": _("brought back the connection"),
     "connection.sign_in": _("signed in the connection"),
     "connection.sign_in_begin": _("began to sign in the connection"),
     "connection.sign_in_cancel": _("cancelled the sign-in of"),
@@ -65,6 +66,7 @@ WORDS: dict[str, Promise] = {
     "workspace.update": _("changed the workspace"),
     "workspace.delete": _("deleted the workspace"),
     "workspace.default": _("changed the default connection of"),
+    "workspace.grant": _("changed the models granted to"),
     "workspace.models": _("changed the models offered in"),
 }
 

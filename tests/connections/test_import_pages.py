@@ -12,7 +12,7 @@ import pytest
 from django.core import signing
 from django.core.files.uploadedfile import SimpleUploadedFile
 
-from connections import actions, views_transfer
+from connections import actions, deleting, views_transfer
 from connections.models import Connection, ProbeResult, WorkspaceConnection
 from sessions.models import ChatSession
 from tests.builders import KEY, make_connection, make_user, make_workspace
@@ -269,7 +269,7 @@ def test_everything_that_was_shown_is_looked_at_again(client, how):
         make_connection("one", key=None)
     elif how == "deleted":
         gone = make_connection("one")
-        actions.delete("command", gone)
+        deleting.delete("command", gone)
     elif how == "default":
         actions.set_global_default("command", make_connection("third"))
     else:
@@ -473,7 +473,7 @@ def test_the_largest_file_comes_through(client):
 def test_a_workspace_without_access_is_refused_before(client):
     closed = make_connection("closed", access="chosen")
     support, sales = make_workspace("support"), make_workspace("sales")
-    actions.set_access("command", closed, access="chosen", workspaces={sales.pk: None})
+    actions.set_access("command", closed, access="chosen", workspaces=[sales.pk])
     spaces = [
         {"name": name, "defaults": {"defaultLlmConnection": "closed"}}
         for name in ("Support", "Sales", "Nowhere")
@@ -507,5 +507,5 @@ def test_a_result_is_an_import_s(client, bob, client_for):
     assert client.get(f"{URL}{other.pk}/").status_code == 404
     assert client_for(bob).get(done.headers["Location"]).status_code == 403
     connection = Connection.objects.get()
-    actions.delete("command", connection)
+    deleting.delete("command", connection)
     assert client.get(done.headers["Location"]).status_code == 200

@@ -11,7 +11,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from connections import actions, device
+from connections import deleting, device
 from connections.choices import Status
 from connections.issuers import issuer_for
 from connections.models import Connection, Secret, SignIn
@@ -269,7 +269,7 @@ async def _killed():
 def test_a_deleted_connection_keeps_nothing(page, issuer, chatgpt, doorbell, alice):
     begin(page, doorbell)
     shown(page, "ABCD-12345")
-    actions.delete(alice, chatgpt)
+    deleting.delete(alice, chatgpt)
     issuer.approve()
     until(lambda: not processes())
     assert not Secret.objects.exists()

@@ -286,7 +286,7 @@ def test_deleting_asks_first_and_says_what_depends_on_it(page, workspace):
     make_connection("heir", name="The heir")
     give_access(workspace, local, is_default=True)
     question = page.get("/connections/local/delete/confirm/").text
-    assert "The heir" in question
+    assert "It is the global default." in question
     assert "Support" in question
     assert 'action="/connections/local/delete/"' in question
     dialog = page.get("/connections/local/delete/confirm/", headers=htmx("dialogs")).text

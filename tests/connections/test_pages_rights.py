@@ -17,6 +17,7 @@ READ = {
     "row": "local/row/",
     "edit": "local/edit/",
     "confirm_delete": "local/delete/confirm/",
+    "deleted": "deleted/",
 }
 CHANGE = {
     "validate_many": ("validate/", {}),
@@ -31,8 +32,11 @@ CHANGE = {
     "sign_out": ("local/sign-out/", {}),
     "refresh_models": ("local/models/", {}),
     "delete": ("local/delete/", {}),
+    "restore": ("gone/restore/", {}),
 }
 FORMS = {
+    "access": ("local/access/", {"access": "chosen"}),
+    "grant": ("local/access/support/", {}),
     "create": ("new/", {"name": "Theirs"}),
     "edit": ("local/edit/", {"name": "Theirs"}),
 }
@@ -171,7 +175,7 @@ def test_members_read_the_settings_and_change_nothing(person, people, local, cli
     client, before = client_for(people[person]), state()
     page = client.get("/w/support/settings/ai/")
     assert page.status_code == 200
-    assert "<form" not in page.text.partition("<main")[2].partition("</main>")[0]
+    assert 'method="post"' not in page.text.partition("<main")[2].partition("</main>")[0]
     for path in ("default/", "local/models/"):
         answer = client.post(f"/w/support/settings/ai/{path}", {"connection": "local"})
         assert answer.status_code == 403

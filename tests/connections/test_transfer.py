@@ -169,7 +169,7 @@ def test_an_export_holds_no_secret():
 def test_a_workspace_without_access_keeps_its_default(support):
     bring_in(compat())
     connection = Connection.objects.get()
-    actions.set_access("command", connection, access="chosen", workspaces={})
+    actions.set_access("command", connection, access="chosen", workspaces=[])
     plan = bring_in(
         compat(),
         workspaces=[{"name": "Support", "defaults": {"defaultLlmConnection": "one"}}],

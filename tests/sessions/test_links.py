@@ -7,8 +7,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from connections import actions
-from connections.registry import choice_of, usage_of
+from connections import deleting
+from connections.registry import Dependents, choice_of, dependents_of
 from connections.resolve import Choice
 from sessions.models import ChatSession
 from tests.builders import make_connection, make_workspace
@@ -21,7 +21,8 @@ def test_sessions_are_counted_by_connection(workspace, bob):
     for _ in range(2):
         ChatSession.objects.create(workspace=workspace, owner=bob, connection=used)
     ChatSession.objects.create(workspace=workspace, owner=bob)
-    assert usage_of([used.pk, unused.pk]) == {used.pk: 2}
+    assert dependents_of(used.pk) == Dependents(sessions=2)
+    assert dependents_of(unused.pk) == Dependents()
 
 
 def test_a_sessions_choice_is_found_in_its_own_workspace_only(workspace, bob):
@@ -44,7 +45,7 @@ def test_the_command_names_a_locked_sessions_connection_or_why_not(alice, worksp
     out = io.StringIO()
     call_command(*arguments, "--json", stdout=out)
     assert json.loads(out.getvalue())["connection"] == "locked"
-    assert actions.delete(alice, locked).sessions == 1
+    assert deleting.delete(alice, locked).dependents.sessions == 1
     out = io.StringIO()
     with pytest.raises(CommandError, match="deleted"):
         call_command(*arguments, "--json", stdout=out)
