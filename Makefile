@@ -9,7 +9,7 @@ STATIC := staticfiles/staticfiles.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check fmt demo bench bench-probes screenshots codex lock
+.PHONY: help run test check fmt demo bench bench-pages bench-probes screenshots codex lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ fmt: $(DEV)  ## put everything into its format
 
 bench: $(DEV) $(STATIC)  ## what Patchbay adds to a provider's own time
 	@exec $(BIN)/python -m tests.bench $(ARGS)
+
+bench-pages: $(DEV) $(STATIC)  ## the list pages of a large installation, on SQLite and PostgreSQL
+	@exec $(BIN)/python -m tests.bench.pages $(ARGS)
 
 bench-probes: $(DEV) $(STATIC)  ## two hundred validations at once, against one after another
 	@exec $(BIN)/python -m tests.bench.probes $(ARGS)

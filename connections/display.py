@@ -59,18 +59,19 @@ def _health_sentence(connection: Connection, status: Status) -> Sentence | None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A connection in the list. `poll` is in seconds: many rows that are checked at once ask less
-    often each."""
+    """A connection in the list, with its rendered `menu`. `poll` is in seconds: many rows that are
+    checked at once ask less often each."""
 
     connection: Connection
     number: int
     status: Status
+    menu: str
     poll: int = 1
 
     @classmethod
-    def of(cls, connection: Connection, number: int, *, poll: int = 1) -> Row:
+    def of(cls, connection: Connection, number: int, *, menu: str = "") -> Row:
         """No query when `secrets` is prefetched."""
-        return cls(connection, number, connection.status, poll)
+        return cls(connection, number, connection.status, menu)
 
     @property
     def is_checking(self) -> bool:

@@ -4,6 +4,7 @@ AI settings. Each view's first line gets its object through a permission check."
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -15,6 +16,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render, resolve_url
 from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.debug import sensitive_post_parameters
@@ -32,7 +34,7 @@ from connections.sentences import sentence
 from workspaces.models import Role
 from workspaces.permissions import need_instance_admin, workspace_for
 
-PER_PAGE = 100
+PER_PAGE = 50
 
 
 class SeeOther(HttpResponseRedirect):
@@ -86,26 +88,49 @@ def _page(number: Any) -> Page:
     """Three queries: the count, the page, its secrets."""
     listed = Connection.objects.living().with_secrets().defer("unknown_fields", "imported_as")
     page = Paginator(listed, PER_PAGE).get_page(number)
+    menus = _Menus()
     rows = [
-        display.Row.of(connection, place)
+        display.Row.of(connection, place, menu=menus.of(connection))
         for place, connection in enumerate(page.object_list, page.start_index())
     ]
     # A hundred rows that are checked at once may not ask a hundred times a second.
     poll = 1 + sum(row.is_checking for row in rows) // 10
-    page.object_list = [display.Row.of(r.connection, r.number, poll=poll) for r in rows]
+    page.object_list = [replace(row, poll=poll) for row in rows]
     return page
 
 
 def _row(connection: Connection) -> display.Row:
     before = Connection.objects.living().filter(position__lt=connection.position).count()
-    return display.Row.of(connection, before + 1)
+    return display.Row.of(connection, before + 1, menu=_Menus().of(connection))
 
 
 def _list_context(page: Page | None = None) -> dict[str, Any]:
-    context = {"page": page, "mid_stream_choices": display.MID_STREAM_CHOICES}
+    context: dict[str, Any] = {"page": page}
     if page is not None:
         context["deleted"] = recently_deleted().count()
     return context
+
+
+class _Menus(dict[tuple[bool, bool, str], str]):
+    """The rows' menus, which differ in the slug alone once three switches are set: each kind is
+    rendered once, as it is most of what a row costs. A slug has no letter that HTML or a URL would
+    write in another way (`slugs.validate_slug`)."""
+
+    SLUG = "SLUG"  # no connection's: theirs are in lower case
+
+    def __missing__(self, kind: tuple[bool, bool, str]) -> str:
+        is_default, enabled, behaviour = kind
+        connection = Connection(
+            slug=self.SLUG, is_default=is_default, enabled=enabled, mid_stream_behavior=behaviour
+        )
+        choices = display.MID_STREAM_CHOICES
+        context = {"connection": connection, "mid_stream_choices": choices, "live": True}
+        self[kind] = render_to_string("connections/menu.html", context)
+        return self[kind]
+
+    def of(self, connection: Connection) -> SafeString:
+        kind = (connection.is_default, connection.enabled, connection.mid_stream_behavior)
+        return mark_safe(self[kind].replace(self.SLUG, connection.slug))  # noqa: S308
 
 
 # -- adding, editing -------------------------------------------------------------------------------

@@ -42,9 +42,12 @@ def readable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> C
 
 
 def writable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> ChatSession:
-    """As `readable_chat`, for those who may send: 403 for viewers."""
+    """As `readable_chat`, for those who may send: 403 for viewers, and for colleagues where they
+    only read."""
     chat = readable_chat(request, workspace, chat_id)
     chat.access.need(Role.MEMBER)  # type: ignore[attr-defined]
+    if chat.read_only and chat.owner_id != request.user.pk:
+        raise PermissionDenied
     return chat
 
 

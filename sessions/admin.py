@@ -12,7 +12,16 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext_lazy as _
 
 from connections.admin import ErrorFilter
-from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn, UsageDay
+from sessions.models import (
+    Attachment,
+    ChatSession,
+    Flag,
+    Message,
+    SearchText,
+    ToolServer,
+    Turn,
+    UsageDay,
+)
 from workspaces.admin import Audited, ReadOnly
 
 
@@ -28,7 +37,8 @@ class ChatSessionAdmin(ReadOnly, admin.ModelAdmin):
     date_hierarchy = "updated_at"
     show_full_result_count = False
     fields = (
-        *("title", "workspace", "owner", "shared", "connection", "locked_at", "model"),
+        *("title", "workspace", "owner", "shared", "read_only", "archived_at"),
+        *("connection", "locked_at", "model"),
         *("created_at", "updated_at", "version", "queue_paused", "queue_not_before", "failures"),
     )
 
@@ -131,3 +141,25 @@ class UsageDayAdmin(ReadOnly, admin.ModelAdmin):
         *("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"),
         *("cost", "unpriced", "covered"),
     )
+
+
+@admin.register(Flag)
+class FlagAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("chat", "user")
+    list_select_related = ("chat", "user")
+    search_fields = ("chat__title", "user__email")
+    show_full_result_count = False
+    fields = ("chat", "user")
+
+
+@admin.register(SearchText)
+class SearchTextAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("chat", "is_title")
+    list_select_related = ("chat",)
+    search_fields = ("chat__title",)
+    show_full_result_count = False
+    fields = ("chat", "message", "text")
+
+    @admin.display(boolean=True, description=_("Title"))
+    def is_title(self, text: SearchText) -> bool:
+        return text.message_id is None

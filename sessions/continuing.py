@@ -73,6 +73,7 @@ def _continue(
         workspace=chat.workspace,
         owner=actor,
         shared=chat.shared and chat.owner_id == actor.pk,
+        read_only=chat.read_only,
         connection=target,
         locked_at=timezone.now(),
         model=model,

@@ -41,6 +41,8 @@ class ChatSession(models.Model):
     title = models.CharField(_("title"), max_length=200, blank=True)
     title_is_final = models.BooleanField(default=False, editable=False)
     shared = models.BooleanField(_("shared with the workspace"), default=False)
+    read_only = models.BooleanField(_("colleagues only read"), default=False)
+    archived_at = models.DateTimeField(_("archived"), null=True, blank=True)
     connection = models.ForeignKey(
         Connection,
         models.PROTECT,
@@ -73,6 +75,8 @@ class ChatSession(models.Model):
     queue_paused = models.CharField(max_length=24, blank=True, default="", editable=False)
     queue_not_before = models.DateTimeField(null=True, blank=True, editable=False)
     failures = models.PositiveSmallIntegerField(default=0, editable=False)
+    # Whether it has texts that the search doesn't know yet (`sessions.search`).
+    search_due = models.BooleanField(default=True, editable=False)
 
     class Meta:
         verbose_name = _("session")
@@ -80,6 +84,9 @@ class ChatSession(models.Model):
         ordering = ["-updated_at", "id"]
         indexes = [
             models.Index(fields=["workspace", "-updated_at"], name="chat_by_workspace"),
+            models.Index(
+                fields=["id"], condition=models.Q(search_due=True), name="chats_due_for_search"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -91,6 +98,24 @@ class ChatSession(models.Model):
     @property
     def is_locked(self) -> bool:
         return self.locked_at is not None
+
+
+class Flag(models.Model):
+    """A person's own mark on a session."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    chat = models.ForeignKey(ChatSession, models.CASCADE, related_name="flags")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+
+    class Meta:
+        verbose_name = _("flag")
+        verbose_name_plural = _("flags")
+        constraints = [
+            models.UniqueConstraint(fields=["user", "chat"], name="one_flag_a_person_and_session")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.chat_id}"
 
 
 class Turn(models.Model):
@@ -234,6 +259,35 @@ class Message(models.Model):
 
     def __str__(self) -> str:
         return f"{self.role} {self.seq}"
+
+
+class SearchText(models.Model):
+    """A text as the search finds it, in lower case: of a message, or with none a session's title.
+
+    Written by `sessions.search` alone, after a turn's end, so that no message and no token waits
+    for an index. On SQLite an FTS5 table follows it by triggers, on PostgreSQL a trigram index.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    chat = models.ForeignKey(ChatSession, models.CASCADE, related_name="+")
+    message = models.OneToOneField(
+        Message, models.CASCADE, null=True, blank=True, related_name="search_text"
+    )
+    text = models.TextField()
+
+    class Meta:
+        verbose_name = _("text of the search")
+        verbose_name_plural = _("texts of the search")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["chat"],
+                condition=models.Q(message__isnull=True),
+                name="one_searched_title_a_session",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.chat_id} {self.message_id or 'title'}"
 
 
 def attachment_path(attachment: Attachment, filename: str) -> str:

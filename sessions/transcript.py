@@ -292,7 +292,8 @@ class Transcript:
 
     @property
     def may_send(self) -> bool:
-        return self.access.has(Role.MEMBER)
+        is_owner = self.chat.owner_id == self.access.user.pk
+        return self.access.has(Role.MEMBER) and (is_owner or not self.chat.read_only)
 
     @property
     def can_send(self) -> bool:

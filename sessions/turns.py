@@ -115,9 +115,10 @@ def _lock(chat_id: uuid.UUID) -> ChatSession:
 
 
 def _changed(chat: ChatSession, *fields: str) -> None:
-    """Counts the change and tells open pages after the commit. One UPDATE."""
+    """Counts the change, tells open pages after the commit, and has the search look. One UPDATE."""
     chat.version += 1
-    chat.save(update_fields=["version", *fields])
+    chat.search_due = True
+    chat.save(update_fields=["version", "search_due", *fields])
     chat_id, version = chat.pk, chat.version
     transaction.on_commit(lambda: bus.publisher.publish(chat_id, "changed", {"v": version}))
 
@@ -278,9 +279,10 @@ def _send(
         chat.queue_paused, chat.queue_not_before = "", None
         started = _start_turn(chat, message)
     chat.updated_at = timezone.now()
+    chat.archived_at = None  # who writes on wants it in the list again
     if not chat.title:
         chat.title = first_words(text) or _("Image")
-    _changed(chat, "updated_at", "title", "queue_paused", "queue_not_before")
+    _changed(chat, "updated_at", "archived_at", "title", "queue_paused", "queue_not_before")
     if ring and message.turn is not None:
         _ring(message.turn)
     return Sent(message, started or turn, created=True)
@@ -435,23 +437,6 @@ def rename(chat_id: uuid.UUID, title: str, *, by_model: bool = False) -> None:
         return
     chat.title, chat.title_is_final = clean_text(" ".join(title.split()))[:200], True
     _changed(chat, "title", "title_is_final")
-
-
-@transaction.atomic
-def share(chat_id: uuid.UUID, actor: User, shared: bool) -> None:
-    """Opens a session to its workspace, or closes it again."""
-    chat = _lock(chat_id)
-    if chat.shared == shared:
-        return
-    chat.shared = shared
-    _changed(chat, "shared")
-    audit.record(
-        actor,
-        "session.share" if shared else "session.unshare",
-        chat,
-        workspace_id=chat.workspace_id,
-        label=str(chat.pk),
-    )
 
 
 @transaction.atomic

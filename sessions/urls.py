@@ -1,13 +1,13 @@
 from django.urls import path
 
-from sessions import views
+from sessions import views, views_keeping
 from sessions.stream import chat_stream
 
 app_name = "sessions"
 _chat = "sessions/<uuid:chat_id>/"
 _message = _chat + "messages/<uuid:message_id>/"
 urlpatterns = [
-    path("", views.chat_list, name="list"),
+    path("", views_keeping.chat_list, name="list"),
     path("sessions/new/", views.chat_create, name="create"),
     path(_chat, views.chat_detail, name="detail"),
     path(_chat + "stream/", chat_stream, name="stream"),
@@ -20,7 +20,11 @@ urlpatterns = [
     path(_chat + "connection/", views.chat_connection, name="connection"),
     path(_chat + "model/", views.chat_model, name="model"),
     path(_chat + "options/", views.chat_options, name="options"),
-    path(_chat + "share/", views.chat_share, name="share"),
+    path(_chat + "share/", views_keeping.chat_share, name="share"),
+    path(_chat + "flag/", views_keeping.chat_flag, name="flag"),
+    path(_chat + "archive/", views_keeping.chat_archive, name="archive"),
+    path(_chat + "delete/", views_keeping.chat_delete, name="delete"),
+    path(_chat + "export/", views_keeping.chat_export, name="export"),
     path(_chat + "rename/", views.chat_rename, name="rename"),
     path(_message + "edit/", views.message_edit, name="message_edit"),
     path(_message + "cancel/", views.message_cancel, name="message_cancel"),

@@ -6,52 +6,23 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from django.core.paginator import Paginator
 from django.db import transaction
-from django.db.models import Exists, OuterRef
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from connections.models import Connection
-from connections.resolve import resolve
 from sessions import turns
-from sessions.access import owned_chat, readable_chat, visible_chats, writable_chat
+from sessions.access import readable_chat, writable_chat
 from sessions.continuing import continue_on
 from sessions.images import ImageRefused, check_images
-from sessions.models import Attachment, ChatSession, Turn
+from sessions.models import Attachment, ChatSession
 from sessions.transcript import build
 from workspaces import audit
 from workspaces.models import Role
 from workspaces.permissions import workspace_for
 from workspaces.place import remember
-
-PAGE = 50
-
-
-@require_safe
-def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
-    """The workspace's sessions that the person may read, newest first. Queries: constant."""
-    access = workspace_for(request, workspace)
-    chats = (
-        visible_chats(access)
-        .select_related("owner", "connection")
-        .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
-    )
-    page = Paginator(chats, PAGE).get_page(request.GET.get("page"))
-    resolution = resolve(access.workspace) if not page.object_list else None
-    context = {
-        "access": access,
-        "workspace": access.workspace,
-        "page": page,
-        "may_create": access.has(Role.MEMBER),
-        "resolution": resolution,
-        "refusal": resolution.refusal_text(admin=access.user.is_instance_admin)
-        if resolution
-        else "",
-    }
-    return remember(request, render(request, "sessions/list.html", context), access.workspace)
 
 
 @require_POST
@@ -66,7 +37,7 @@ def chat_create(request: HttpRequest, workspace: str) -> HttpResponse:
             workspace_id=access.workspace.pk,
             label=str(chat.pk),
         )
-    return _back(chat)
+    return back_to(chat)
 
 
 @require_safe
@@ -111,13 +82,13 @@ def _context(
     }
 
 
-def _back(chat: ChatSession) -> HttpResponse:
+def back_to(chat: ChatSession) -> HttpResponse:
     response = redirect(chat)
     response.status_code = 303
     return response
 
 
-def _answer(
+def answer(
     request: HttpRequest,
     chat: ChatSession,
     *,
@@ -139,7 +110,7 @@ def _answer(
     if problem or draft:
         context = _context(chat, draft=draft, problem=problem)
         return render(request, "sessions/detail.html", context, status=status)
-    return _back(chat)
+    return back_to(chat)
 
 
 _STATUS = dict.fromkeys(
@@ -151,11 +122,11 @@ _STATUS = dict.fromkeys(
 )
 
 
-def _refused(
+def refused(
     request: HttpRequest, chat: ChatSession, refusal: turns.Refused, draft: str = ""
 ) -> HttpResponse:
     status = _STATUS.get(refusal.kind, 409)
-    return _answer(request, chat, draft=draft, problem=refusal.sentence, status=status)
+    return answer(request, chat, draft=draft, problem=refusal.sentence, status=status)
 
 
 @require_POST
@@ -166,7 +137,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
     try:
         images = check_images(request.FILES.getlist("images"))
     except ImageRefused as refusal:
-        return _answer(request, chat, draft=text, problem=str(refusal), status=422)
+        return answer(request, chat, draft=text, problem=str(refusal), status=422)
     try:
         turns.send(
             chat.pk,
@@ -176,8 +147,8 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
             images=images,
         )
     except turns.Refused as refusal:
-        return _refused(request, chat, refusal, draft=text)
-    return _answer(request, chat)
+        return refused(request, chat, refusal, draft=text)
+    return answer(request, chat)
 
 
 @require_POST
@@ -187,9 +158,9 @@ def chat_stop(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
     try:
         returned = turns.stop(chat.pk, request.user, queued=request.POST.get("queued", "return"))
     except turns.Refused as refusal:
-        return _refused(request, chat, refusal, draft=typed)
+        return refused(request, chat, refusal, draft=typed)
     texts = [typed, *(message.text for message in returned)]
-    return _answer(request, chat, draft="\n\n".join(text for text in texts if text))
+    return answer(request, chat, draft="\n\n".join(text for text in texts if text))
 
 
 @require_POST
@@ -198,8 +169,8 @@ def chat_retry(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     try:
         turns.retry(chat.pk, request.user)
     except turns.Refused as refusal:
-        return _refused(request, chat, refusal)
-    return _answer(request, chat)
+        return refused(request, chat, refusal)
+    return answer(request, chat)
 
 
 @require_POST
@@ -216,15 +187,15 @@ def chat_continue(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> H
     try:
         continued = continue_on(chat.pk, request.user, connection)
     except turns.Refused as refusal:
-        return _refused(request, chat, refusal)
-    return _back(continued)
+        return refused(request, chat, refusal)
+    return back_to(continued)
 
 
 @require_POST
 def chat_resume(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = writable_chat(request, workspace, chat_id)
     turns.resume(chat.pk)
-    return _answer(request, chat)
+    return answer(request, chat)
 
 
 @require_POST
@@ -236,7 +207,7 @@ def chat_connection(request: HttpRequest, workspace: str, chat_id: uuid.UUID) ->
     if "connection" not in request.POST and not chat.is_locked:
         # Only an empty one goes back to the defaults: a misspelt field doesn't undo a choice.
         refusal = turns.Refused("connection", _("Choose a connection first."))
-        return _refused(request, chat, refusal)
+        return refused(request, chat, refusal)
     if slug:
         connection = Connection.objects.visible_to(chat.workspace).filter(slug=slug[:64]).first()
         if connection is None and not chat.is_locked:
@@ -244,8 +215,8 @@ def chat_connection(request: HttpRequest, workspace: str, chat_id: uuid.UUID) ->
     try:
         turns.choose_connection(chat.pk, request.user, connection)
     except turns.Refused as refusal:
-        return _refused(request, chat, refusal)
-    return _answer(request, chat)
+        return refused(request, chat, refusal)
+    return answer(request, chat)
 
 
 @require_POST
@@ -254,8 +225,8 @@ def chat_model(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     try:
         turns.choose_model(chat.pk, request.user, request.POST.get("model", "")[:200])
     except turns.Refused as refusal:
-        return _refused(request, chat, refusal)
-    return _answer(request, chat)
+        return refused(request, chat, refusal)
+    return answer(request, chat)
 
 
 @require_POST
@@ -270,16 +241,8 @@ def chat_options(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Ht
     try:
         turns.choose_options(chat.pk, request.user, wanted)
     except turns.Refused as refusal:
-        return _refused(request, chat, refusal)
-    return _answer(request, chat)
-
-
-@require_POST
-def chat_share(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
-    """`shared` = true: colleagues read and follow, members send; false: the owner alone."""
-    chat = owned_chat(request, workspace, chat_id)
-    turns.share(chat.pk, request.user, request.POST.get("shared") == "true")
-    return _answer(request, chat)
+        return refused(request, chat, refusal)
+    return answer(request, chat)
 
 
 @require_POST
@@ -288,7 +251,7 @@ def chat_rename(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Htt
     title = request.POST.get("title", "").strip()
     if title:
         turns.rename(chat.pk, title)
-    return _answer(request, chat)
+    return answer(request, chat)
 
 
 @require_POST
@@ -341,8 +304,8 @@ def _on_waiting(request: HttpRequest, workspace: str, chat_id: uuid.UUID, act: A
     try:
         act(chat.pk)
     except turns.Refused as refusal:
-        return _refused(request, chat, refusal)
-    return _answer(request, chat)
+        return refused(request, chat, refusal)
+    return answer(request, chat)
 
 
 @require_safe

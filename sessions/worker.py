@@ -17,7 +17,7 @@ import uuid
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections, connection
 
-from sessions import turns
+from sessions import search, turns
 from sessions.agent import Agent, Live
 from sessions.bus import Writer
 from sessions.reply import text_of
@@ -107,6 +107,7 @@ class Crew:
                 if self._sweeps and not self._draining and started - swept >= SWEEP:
                     swept = started
                     await self._sweep()
+                    await self.runtime.db(search.take_in)
                 if self._sweeps:
                     await self.runtime.db(audit_chain.seal_pending)
             except DatabaseError as error:

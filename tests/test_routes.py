@@ -360,6 +360,10 @@ def routes(world: World) -> dict[str, Route]:
             chat("options", POST, "sends", data={"max_output": "1024"}, **posted),
             chat("rename", POST, "sends", data={"title": "Another"}, **posted),
             chat("share", POST, "owner", data={"shared": "false"}, **posted),
+            chat("flag", POST, "reads", data={"flag": "true"}, **posted),
+            chat("archive", POST, "owner", data={"archive": "true"}, **posted),
+            chat("delete", FORM, "owner", **posted),
+            chat("export", GET, "reads"),
             # 409 for a colleague: the message goes out under its author's name.
             chat("message_edit", POST, "its author", message=True, data=text, post=(200, 303, 409)),
             chat("message_cancel", POST, "sends", message=True, **posted),
@@ -663,7 +667,7 @@ def test_an_unexpected_fault_carries_the_headers(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("a fault with a secret-looking text: sk-1234")
 
-    monkeypatch.setattr("sessions.views.visible_chats", fail)
+    monkeypatch.setattr("sessions.views_keeping.visible_chats", fail)
     response = clients["owner"].get("/w/support/")
     assert response.status_code == 500
     check_headers(response.headers, "a fault")

@@ -46,6 +46,7 @@ WORDS: dict[str, Promise] = {
     "secret.use": _("used the secret of"),
     "session.continue": _("continued a session"),
     "session.create": _("began a session"),
+    "session.delete": _("deleted a session"),
     "session.lock": _("locked a session to its connection"),
     "session.share": _("shared a session"),
     "session.unshare": _("made a session private"),

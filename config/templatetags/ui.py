@@ -7,6 +7,7 @@ tag here: `{% dialog "delete-x" _("Delete?") %} … {% enddialog %}`.
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -59,6 +60,12 @@ _ICON_OF = {
 @register.simple_tag
 def icon(name: str, label: str = "", *, size: str = "") -> SafeString:
     """An icon of `static/icons.svg` by its Tabler name; decoration unless it has a label."""
+    return _drawn(name, str(label), size)
+
+
+# A page has hundreds, of a few kinds; where the sprite lies doesn't change in a process.
+@functools.lru_cache(maxsize=1_000)
+def _drawn(name: str, label: str, size: str) -> SafeString:
     spoken = (
         format_html('role="img" aria-label="{}"', label)
         if label

@@ -99,7 +99,7 @@ def test_the_queries_do_not_grow_with_the_rows(
     assert html.count('<tr id="connection-') == 50
 
 
-def test_more_than_a_hundred_rows_come_in_pages(page):
+def test_many_rows_come_in_pages(page):
     Connection.objects.bulk_create(
         Connection(
             slug=f"c{n}",
@@ -109,11 +109,11 @@ def test_more_than_a_hundred_rows_come_in_pages(page):
             base_url="https://llm.example.com/v1",
             position=n,
         )
-        for n in range(101)
+        for n in range(51)
     )
     first, second = page.get("/connections/").text, page.get("/connections/?page=2").text
-    assert first.count('<tr id="connection-') == 100
-    assert re.findall(r'<tr id="connection-(\w+)"', second) == ["c100"]
+    assert first.count('<tr id="connection-') == 50
+    assert re.findall(r'<tr id="connection-(\w+)"', second) == ["c50"]
     assert page.get("/connections/?page=nonsense").status_code == 200
 
 

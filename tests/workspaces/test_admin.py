@@ -16,7 +16,16 @@ from django.utils import timezone
 
 from connections import tasks
 from connections.models import Connection, ProbeResult, Secret, SignIn, WorkspaceConnection
-from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn, UsageDay
+from sessions.models import (
+    Attachment,
+    ChatSession,
+    Flag,
+    Message,
+    SearchText,
+    ToolServer,
+    Turn,
+    UsageDay,
+)
 from tests.builders import (
     KEY,
     PASSWORD,
@@ -83,6 +92,8 @@ def make_rows(count, *, start=0):
         Attachment.objects.create(
             message=message, media_type="image/png", name="a.png", width=1, height=1, size=1
         )
+        Flag.objects.create(chat=chat, user=user)
+        SearchText.objects.create(chat=chat, text="A title")
         UsageDay.objects.create(
             day=at.date(), workspace=space, connection=connection, person=user, model="small"
         )
