@@ -40,7 +40,7 @@ FIELDS = [
         "kept",
         "flag",
     ),
-    *("archive", "show"),
+    *("archive", "show", "process", "invitation", "state", "code"),
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),
     *("prefix", "url", "headers", "tool", "tools_mode"),
 ]
