@@ -190,6 +190,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "allauth",
     "allauth.account",
+    "allauth.mfa",
     "allauth.socialaccount",
     "allauth.socialaccount.providers.openid_connect",
     "allauth.usersessions",
@@ -252,6 +253,7 @@ ACCOUNT_FORMS = {
     "change_password": "workspaces.accounts.PasswordChange",
     "reset_password": "workspaces.accounts.ResetRequest",
     "reset_password_from_key": "workspaces.accounts.ResetPassword",
+    "reauthenticate": "workspaces.accounts.PasswordAgain",
 }
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_LOGIN_METHODS = {"email"}
@@ -261,6 +263,14 @@ ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_EMAIL_NOTIFICATIONS = False
 PASSWORD_RESET_TIMEOUT = 3600  # seconds
+MFA_ADAPTER = "workspaces.second_factor.Adapter"
+MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]
+MFA_TOTP_ISSUER = "Patchbay"
+MFA_FORMS = {
+    "authenticate": "workspaces.second_factor.CodeForm",
+    "reauthenticate": "workspaces.second_factor.CodeAgainForm",
+    "activate_totp": "workspaces.second_factor.ActivateForm",
+}
 
 # One OpenID Connect issuer. Who somebody is there is told by issuer and subject, never by the
 # address: the provider's id, under which allauth keeps a subject, is made from the issuer.

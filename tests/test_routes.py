@@ -218,6 +218,21 @@ def routes(world: World) -> dict[str, Route]:
                 ),
             ),
             one("account_reset_password_from_key_done", GET, Try("everybody")),
+            one("mfa_index", GET, Try("signed in", get=(302,))),
+            # Classes of allauth's: what isn't served is answered like GET or refused.
+            *(
+                (name, Route(methods, (Try(gate, get=(code,), post=(code,)),), others=(code, 405)))
+                for name, methods, gate, code in (
+                    ("account_reauthenticate", FORM, "signed in", 200),
+                    ("mfa_authenticate", FORM, "everybody", 302),
+                    ("mfa_reauthenticate", FORM, "signed in", 200),
+                    ("mfa_activate_totp", FORM, "signed in", 302),
+                    ("mfa_deactivate_totp", FORM, "signed in", 404),
+                    ("mfa_view_recovery_codes", GET, "signed in", 404),
+                    ("mfa_generate_recovery_codes", FORM, "signed in", 302),
+                    ("mfa_download_recovery_codes", GET, "signed in", 404),
+                )
+            ),
             one("account_sso", POST, Try("everybody", post=(404,))),
             one("account_sso_callback", GET, Try("everybody", get=(404,))),
             one("profile:show", FORM, Try("signed in", post=(303,))),

@@ -1,9 +1,12 @@
 """The pages of signing in: those of allauth that are used, one by one, and our own."""
 
 from allauth.account import views
+from allauth.mfa.base import views as mfa
+from allauth.mfa.recovery_codes import views as recovery
+from allauth.mfa.totp import views as totp
 from django.urls import path, re_path
 
-from workspaces import account_views, sso
+from workspaces import account_views, profile_views, sso
 
 urlpatterns = [
     path("login/", account_views.sign_in, name="account_login"),
@@ -23,6 +26,19 @@ urlpatterns = [
         name="account_reset_password_from_key_done",
     ),
     path("inactive/", views.account_inactive, name="account_inactive"),
+    path("reauthenticate/", views.reauthenticate, name="account_reauthenticate"),
+    path("2fa/", profile_views.second_factor, name="mfa_index"),
+    path("2fa/code/", mfa.authenticate, name="mfa_authenticate"),
+    path("2fa/again/", mfa.reauthenticate, name="mfa_reauthenticate"),
+    path("2fa/app/", totp.activate_totp, name="mfa_activate_totp"),
+    path("2fa/app/off/", totp.deactivate_totp, name="mfa_deactivate_totp"),
+    path("2fa/recovery/", recovery.view_recovery_codes, name="mfa_view_recovery_codes"),
+    path("2fa/recovery/new/", recovery.generate_recovery_codes, name="mfa_generate_recovery_codes"),
+    path(
+        "2fa/recovery/file/",
+        recovery.download_recovery_codes,
+        name="mfa_download_recovery_codes",
+    ),
     path("sso/", sso.sso, name="account_sso"),
     path("sso/callback/", sso.sso_callback, name="account_sso_callback"),
 ]

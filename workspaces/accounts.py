@@ -6,6 +6,7 @@ from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.forms import (
     ChangePasswordForm,
     LoginForm,
+    ReauthenticateForm,
     ResetPasswordForm,
     ResetPasswordKeyForm,
 )
@@ -90,3 +91,9 @@ class ResetPassword(ResetPasswordKeyForm):
             "At least 10 characters, and none that many people use."
         )
         self.fields["password2"].label = _("New password, again")
+
+
+class PasswordAgain(ReauthenticateForm):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["password"].label = _("Your password")

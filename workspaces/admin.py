@@ -21,6 +21,7 @@ from workspaces.models import (
     Installation,
     Invitation,
     Membership,
+    SignInKey,
     User,
     VaultKey,
     Workspace,
@@ -326,6 +327,12 @@ class InstallationAdmin(ReadOnly, admin.ModelAdmin):
 class AuditHeadAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ("number", "anchor_number", "pruned_at")
     fields = ("number", "seal", "anchor_number", "anchor_seal", "pruned_at")
+
+
+@admin.register(SignInKey)
+class SignInKeyAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("id", "created_at")
+    fields = ("id", "created_at")
 
 
 @admin.register(Invitation)

@@ -62,6 +62,8 @@ WORDS: dict[str, Promise] = {
     "user.devices": _("signed out other devices of"),
     "user.link": _("linked an account of the issuer to"),
     "user.unlink": _("took away the link to the issuer's account of"),
+    "user.second_factor_on": _("switched on the second factor of"),
+    "user.second_factor_off": _("took away the second factor of"),
     "user.password": _("changed the password of"),
     "user.sign_in": _("signed in"),
     "user.sign_in_link": _("made a sign-in link for"),

@@ -12,6 +12,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from workspaces.fields import SealedField
 from workspaces.slugs import SLUG_LENGTH, validate_slug
 from workspaces.vault_models import VaultKey
 
@@ -256,3 +257,22 @@ class AuditHead(models.Model):
 
     def __str__(self) -> str:
         return str(self.number)
+
+
+class SignInKey(models.Model):
+    """A secret of a second factor, sealed: allauth's row (`mfa.Authenticator`) names it by id."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    value = SealedField(bound_to="place")
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        verbose_name = _("key of a second factor")
+        verbose_name_plural = _("keys of second factors")
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+    @property
+    def place(self) -> str:
+        return str(self.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from allauth.mfa.utils import is_mfa_enabled
 from allauth.socialaccount.models import SocialAccount
 from allauth.usersessions.models import UserSession
 from django import forms
@@ -12,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from workspaces import audit
 from workspaces.devices import Device, devices_of, end_others
@@ -48,10 +49,17 @@ def profile(request: HttpRequest) -> HttpResponse:
         "issuer": settings.OIDC["name"] if settings.OIDC_IS_SET_UP else "",
         "linked": SocialAccount.objects.filter(user=user, provider=settings.OIDC_PROVIDER).first(),
         "may_unlink": user.has_usable_password() and not settings.SSO_ONLY,
+        "second_factor": is_mfa_enabled(user),
         "has_password": user.has_usable_password() and not settings.SSO_ONLY,
     }
     status = 422 if form.is_bound and not form.is_valid() else 200
     return render(request, "workspaces/profile.html", context, status=status)
+
+
+@require_safe
+def second_factor(request: HttpRequest) -> HttpResponse:
+    """Where allauth goes after a change of it."""
+    return redirect("profile:show")
 
 
 @require_POST

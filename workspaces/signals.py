@@ -6,16 +6,19 @@ from __future__ import annotations
 from typing import Any
 
 from allauth.account.signals import password_changed, password_reset
+from allauth.mfa.models import Authenticator
+from allauth.mfa.signals import authenticator_added, authenticator_removed
 from allauth.socialaccount.models import SocialLogin
 from allauth.socialaccount.signals import social_account_added
 from allauth.usersessions.models import UserSession
 from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.db import transaction
+from django.db.models.signals import post_delete
 from django.dispatch import receiver
 from django.http import HttpRequest
 
-from workspaces import audit
-from workspaces.models import User
+from workspaces import audit, second_factor
+from workspaces.models import SignInKey, User
 
 
 def _record(action: str, user: User | None) -> None:
@@ -49,3 +52,19 @@ def signed_out(user: User | None, **kwargs: Any) -> None:
 @receiver([password_changed, password_reset], dispatch_uid="audit.password")
 def changed_password(user: User, **kwargs: Any) -> None:
     _record("user.password", user)
+
+
+@receiver(authenticator_added, dispatch_uid="audit.second_factor_on")
+def second_factor_on(user: User, **kwargs: Any) -> None:
+    _record("user.second_factor_on", user)
+
+
+@receiver(authenticator_removed, dispatch_uid="audit.second_factor_off")
+def second_factor_off(user: User, **kwargs: Any) -> None:
+    _record("user.second_factor_off", user)
+
+
+@receiver(post_delete, sender=Authenticator, dispatch_uid="second_factor.keys")
+def drop_keys(instance: Authenticator, **kwargs: Any) -> None:
+    """What allauth deletes leaves no secret behind."""
+    SignInKey.objects.filter(pk__in=second_factor.keys_of(instance)).delete()

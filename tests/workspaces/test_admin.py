@@ -42,6 +42,7 @@ from workspaces.models import (
     Installation,
     Invitation,
     Membership,
+    SignInKey,
     User,
     VaultKey,
     Workspace,
@@ -107,6 +108,7 @@ def make_rows(count, *, start=0):
         Invitation.objects.create(
             workspace=space, token_hash=f"{n:064x}", created_by=user, expires_at=timezone.now()
         )
+        SignInKey.objects.create(value=Plain("sealed-canary"), created_at=at)
         VaultKey.objects.create(key_id=f"{n:016x}", proof=SEALED)
         AuditEvent.objects.create(
             actor=user, actor_label=user.email, action="user.test", target_label="x", at=at

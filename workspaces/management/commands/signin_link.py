@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from workspaces import signin_link
+from workspaces import second_factor, signin_link
 from workspaces.models import User
 
 
@@ -18,6 +18,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("email")
+        parser.add_argument(
+            "--without-second-factor",
+            action="store_true",
+            help="takes the person's second factor away too: for who lost the device",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.SSO_ONLY:
@@ -31,4 +36,6 @@ class Command(BaseCommand):
             raise CommandError(f"There is nobody with the address {email}.")
         if not user.is_active:
             raise CommandError(f"{email} is switched off: switch the account on first.")
+        if options["without_second_factor"]:
+            second_factor.take_away("command", user)
         self.stdout.write(signin_link.make(user))
