@@ -45,6 +45,11 @@ MID_STREAM_CHOICES = [*MidStream.choices, ("", _lazy("Provider's default"))]
 _AGED = (Status.VALID, Status.FAILED)
 
 
+def is_aged(connection: Connection) -> bool:
+    """Whether the age of its health says something of its status. Cheap when `secrets` is there."""
+    return connection.status in _AGED and connection.health_at is not None
+
+
 def _health_sentence(connection: Connection, status: Status) -> Sentence | None:
     """What to do about the status, None when there is nothing to do."""
     signs_in = connection.auth_type == AuthType.OAUTH

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from connections import views, views_access, views_deleting, views_transfer
+from connections import views, views_access, views_deleting, views_health, views_transfer
 
 app_name = "connections"
 urlpatterns = [
@@ -13,6 +13,7 @@ urlpatterns = [
     path("deleted/", views_deleting.connection_deleted, name="deleted"),
     path("<str:slug>/", views.connection_detail, name="detail"),
     path("<str:slug>/row/", views.connection_row, name="row"),
+    path("<str:slug>/health/", views_health.connection_health, name="health"),
     path("<str:slug>/edit/", views.connection_edit, name="edit"),
     path("<str:slug>/sign-in/", views.connection_sign_in, name="sign_in"),
     path("<str:slug>/sign-in/finish/", views.connection_sign_in_finish, name="sign_in_finish"),

@@ -283,6 +283,7 @@ def routes(world: World) -> dict[str, Route]:
             ),
             admins("detail", GET),
             admins("row", GET),
+            admins("health", GET),
             admins("edit", FORM, post=(303,)),  # what is left out stays as it is
             admins("sign_in", POST, post=(400,)),  # it authenticates by a key
             admins("sign_in_finish", POST, post=(400,)),

@@ -15,6 +15,7 @@ READ = {
     "create": "new/",
     "detail": "local/",
     "row": "local/row/",
+    "health": "local/health/",
     "edit": "local/edit/",
     "confirm_delete": "local/delete/confirm/",
     "deleted": "deleted/",
