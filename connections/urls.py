@@ -11,6 +11,7 @@ urlpatterns = [
     path("import/<uuid:event>/", views_transfer.import_result, name="import_result"),
     path("export/", views_transfer.connection_export, name="export"),
     path("deleted/", views_deleting.connection_deleted, name="deleted"),
+    path("status/", views_health.connection_status, name="status"),
     path("<str:slug>/", views.connection_detail, name="detail"),
     path("<str:slug>/row/", views.connection_row, name="row"),
     path("<str:slug>/health/", views_health.connection_health, name="health"),

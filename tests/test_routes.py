@@ -268,6 +268,7 @@ def routes(world: World) -> dict[str, Route]:
             one("connections:export", FORM, Try("instance admin", post=(200,))),
             one("connections:validate_many", POST, Try("instance admin", **posted)),
             one("connections:deleted", GET, Try("instance admin")),
+            one("connections:status", GET, Try("instance admin")),
             one(
                 "connections:restore",
                 POST,

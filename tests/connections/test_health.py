@@ -196,3 +196,68 @@ def test_an_old_probe_and_one_too_many_are_left_out(monkeypatch):
     monkeypatch.setattr(health, "MOST_PROBES", 3)
     report = health.report(connection, now=NOW)
     assert (report.probes, report.is_cut) == (3, True)
+
+
+# -- all of them -----------------------------------------------------------------------------------
+
+
+def test_the_overview_shows_every_connection_with_its_days_the_failing_first(page):
+    good = make_connection("good", health="valid")
+    bad = make_connection("bad", health="failed", health_error="quota", health_at=timezone.now())
+    make_connection("paused", health="failed", enabled=False)
+    make_connection("gone", deleted_at=timezone.now())
+    add(good, at=timezone.now())
+    add(good, at=timezone.now(), passed=False)
+    add(good, at=timezone.now())
+    html = page.get("/connections/status/").text
+    assert re.findall(r'<tr id="status-(\w+)"', html) == ["bad", "good", "paused"]
+    row = html.partition('id="status-good"')[2].partition("</tr>")[0]
+    assert row.count("<g>") == 30
+    assert "30 days: 0 without a failure, 1 with, 29 unproven." in row
+    assert "66.6 %" in row
+    assert "Quota used up" in html.partition(f'id="status-{bad.slug}"')[2].partition("</tr>")[0]
+    assert "style=" not in html
+
+
+def test_the_overview_can_show_one_status_alone(page):
+    make_connection("good", health="valid")
+    make_connection("bad", health="failed", health_error="quota")
+    html = page.get("/connections/status/?show=failed").text
+    assert re.findall(r'<tr id="status-(\w+)"', html) == ["bad"]
+    assert "None of that status" in page.get("/connections/status/?show=unchecked").text
+    assert page.get("/connections/status/?show=nonsense&page=x").text.count('<tr id="status-') == 2
+
+
+def test_the_overview_without_connections_says_so(page):
+    assert "No connections yet" in page.get("/connections/status/").text
+
+
+def test_the_overview_costs_the_same_for_any_number(page, django_assert_num_queries):
+    page.get("/connections/status/")
+    counts = []
+    for start, size in ((0, 2), (2, 40)):
+        for n in range(start, start + size):
+            connection = make_connection(f"c{n}")
+            add(connection, at=timezone.now())
+            add(connection, at=timezone.now(), passed=False)
+        with django_assert_num_queries(8) as counted:
+            html = page.get("/connections/status/").text
+        counts.append(len(counted))
+        assert html.count('<tr id="status-') == start + size
+    assert counts[0] == counts[1]
+
+
+def test_a_row_of_the_list_shows_its_days_and_leads_to_its_health(page):
+    connection = make_connection("local")
+    add(connection, at=timezone.now(), passed=False)
+    for path in ("/connections/", "/connections/local/row/"):
+        row = re.search(r'<tr id="connection-local".*?</tr>', page.get(path).text, re.DOTALL)[0]
+        assert row.count("<g>") == 14
+        assert 'href="/connections/local/health/"' in row
+        assert "14 days: 0 without a failure, 1 with, 13 unproven." in row
+
+
+def test_a_slug_that_is_a_page_of_its_own_is_not_given(page):
+    answer = page.post("/connections/new/", {"name": "X", "slug": "status"})
+    assert answer.status_code == 422
+    assert "status" in answer.text

@@ -19,6 +19,7 @@ READ = {
     "edit": "local/edit/",
     "confirm_delete": "local/delete/confirm/",
     "deleted": "deleted/",
+    "status": "status/",
 }
 CHANGE = {
     "validate_many": ("validate/", {}),
