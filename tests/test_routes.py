@@ -268,6 +268,9 @@ def routes(world: World) -> dict[str, Route]:
             one("connections:export", FORM, Try("instance admin", post=(200,))),
             one("connections:validate_many", POST, Try("instance admin", **posted)),
             one("connections:deleted", GET, Try("instance admin")),
+            one("connections:alerts", FORM, Try("instance admin", post=(422,))),
+            one("connections:alerts_to_me", POST, Try("instance admin", post=(303,))),
+            one("connections:alerts_test", POST, Try("instance admin", post=(303,))),
             one("connections:status", GET, Try("instance admin")),
             one(
                 "connections:restore",
