@@ -85,11 +85,18 @@ class DayBar:
     """A day as it is drawn: what failed hangs from the top, what passed stands below it."""
 
     x: int
-    tone: str
-    words: str
+    day: Day
     y: int  # of what passed, or of the mark of a day without a proof
     height: int
     failed: int  # height
+
+    @property
+    def tone(self) -> str:
+        return self.day.tone
+
+    @property
+    def words(self) -> str:
+        return self.day.words
 
 
 BAR, STEP, HEIGHT, LEAST = 6, 8, 28, 6  # units of the drawing
@@ -144,15 +151,27 @@ class Strip:
     def bars(self) -> list[DayBar]:
         return [_bar(place, day) for place, day in enumerate(self.days)]
 
+    @property
+    def paths(self) -> list[tuple[str, str]]:
+        """The bars as one path a tone: what a page with many strips can afford."""
+        drawn: dict[str, list[str]] = {"success": [], "neutral": [], "danger": []}
+        for bar in self.bars:
+            if bar.failed:
+                drawn["danger"].append(f"M{bar.x} 0h{BAR}v{bar.failed}h-{BAR}z")
+            if bar.height:
+                tone = "neutral" if bar.tone == "neutral" else "success"
+                drawn[tone].append(f"M{bar.x} {bar.y}h{BAR}v{bar.height}h-{BAR}z")
+        return [(tone, "".join(parts)) for tone, parts in drawn.items() if parts]
+
 
 def _bar(place: int, day: Day) -> DayBar:
     decided = day.passed + day.failed
     if not decided:
-        return DayBar(place * STEP, "neutral", day.words, HEIGHT - 4, 4, 0)
+        return DayBar(place * STEP, day, HEIGHT - 4, 4, 0)
     failed = round(HEIGHT * day.failed / decided)
     if day.failed and day.passed:  # a single one among many shows too
         failed = min(max(failed, LEAST), HEIGHT - LEAST)
-    return DayBar(place * STEP, day.tone, day.words, failed, HEIGHT - failed, failed)
+    return DayBar(place * STEP, day, failed, HEIGHT - failed, failed)
 
 
 def _percent(part: float, whole: float) -> float | None:

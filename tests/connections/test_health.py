@@ -212,7 +212,7 @@ def test_the_overview_shows_every_connection_with_its_days_the_failing_first(pag
     html = page.get("/connections/status/").text
     assert re.findall(r'<tr id="status-(\w+)"', html) == ["bad", "good", "paused"]
     row = html.partition('id="status-good"')[2].partition("</tr>")[0]
-    assert row.count("<g>") == 30
+    assert re.findall(r'data-tone="(\w+)"/>', row) == ["success", "neutral", "danger"]
     assert "30 days: 0 without a failure, 1 with, 29 unproven." in row
     assert "66.6 %" in row
     assert "Quota used up" in html.partition(f'id="status-{bad.slug}"')[2].partition("</tr>")[0]
@@ -252,7 +252,8 @@ def test_a_row_of_the_list_shows_its_days_and_leads_to_its_health(page):
     add(connection, at=timezone.now(), passed=False)
     for path in ("/connections/", "/connections/local/row/"):
         row = re.search(r'<tr id="connection-local".*?</tr>', page.get(path).text, re.DOTALL)[0]
-        assert row.count("<g>") == 14
+        drawn = dict(re.findall(r'<path d="(\w[^"]*)" data-tone="(\w+)"', row))
+        assert {tone: d.count("M") for d, tone in drawn.items()} == {"neutral": 13, "danger": 1}
         assert 'href="/connections/local/health/"' in row
         assert "14 days: 0 without a failure, 1 with, 13 unproven." in row
 
