@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 # Registered by libraries, and wrong here: rights come from roles, and a person's address is a field
 # of the person.
-_FOREIGN_APPS = frozenset({"account", "auth"})
+_FOREIGN_APPS = frozenset({"account", "auth", "mfa", "socialaccount", "usersessions"})
 
 
 class PatchbayAdminSite(admin.AdminSite):

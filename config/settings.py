@@ -190,6 +190,9 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "allauth",
     "allauth.account",
+    "allauth.socialaccount",
+    "allauth.socialaccount.providers.openid_connect",
+    "allauth.usersessions",
     "django_htmx",
 ]
 MIDDLEWARE = [
@@ -247,6 +250,8 @@ ACCOUNT_ADAPTER = "workspaces.accounts.ClosedSignup"
 ACCOUNT_FORMS = {
     "login": "workspaces.accounts.SignIn",
     "change_password": "workspaces.accounts.PasswordChange",
+    "reset_password": "workspaces.accounts.ResetRequest",
+    "reset_password_from_key": "workspaces.accounts.ResetPassword",
 }
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_LOGIN_METHODS = {"email"}
@@ -254,6 +259,46 @@ ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_LOGOUT_ON_GET = False
+ACCOUNT_EMAIL_NOTIFICATIONS = False
+PASSWORD_RESET_TIMEOUT = 3600  # seconds
+
+# One OpenID Connect issuer. Who somebody is there is told by issuer and subject, never by the
+# address: the provider's id, under which allauth keeps a subject, is made from the issuer.
+OIDC = {
+    name: env.string(f"PATCHBAY_OIDC_{name.upper()}") or ""
+    for name in ("issuer", "client_id", "client_secret", "name")
+}
+OIDC_IS_SET_UP = bool(OIDC["issuer"] and OIDC["client_id"] and OIDC["client_secret"])
+if not OIDC_IS_SET_UP and any(OIDC.values()):
+    raise env.BadEnv(
+        "PATCHBAY_OIDC_ISSUER, PATCHBAY_OIDC_CLIENT_ID and PATCHBAY_OIDC_CLIENT_SECRET go together:"
+        " set all three or none"
+    )
+if OIDC_IS_SET_UP and urlsplit(OIDC["issuer"]).scheme not in {"http", "https"}:
+    raise env.BadEnv("PATCHBAY_OIDC_ISSUER: use the issuer's address, https://…")
+OIDC["name"] = OIDC["name"] or urlsplit(OIDC["issuer"]).hostname or ""
+OIDC_PROVIDER = "oidc-" + hashlib.sha256(OIDC["issuer"].rstrip("/").encode()).hexdigest()[:12]
+SSO_ONLY = env.boolean("PATCHBAY_SSO_ONLY")
+if SSO_ONLY and not OIDC_IS_SET_UP:
+    raise env.BadEnv("PATCHBAY_SSO_ONLY: set PATCHBAY_OIDC_ISSUER and its two companions first")
+SOCIALACCOUNT_ADAPTER = "workspaces.sso.Adapter"
+SOCIALACCOUNT_EMAIL_AUTHENTICATION = False
+SOCIALACCOUNT_STORE_TOKENS = False
+SOCIALACCOUNT_PROVIDERS = {
+    "openid_connect": {
+        "APPS": [
+            {
+                "provider_id": OIDC_PROVIDER,
+                "name": OIDC["name"],
+                "client_id": OIDC["client_id"],
+                "secret": OIDC["client_secret"],
+                "settings": {"server_url": OIDC["issuer"], "oauth_pkce_enabled": True},
+            }
+        ]
+        if OIDC_IS_SET_UP
+        else []
+    }
+}
 
 # -- the browser -----------------------------------------------------------------------------------
 SESSION_COOKIE_HTTPONLY = True

@@ -1,4 +1,3 @@
-from allauth.account import views as account_views
 from django.contrib import admin
 from django.urls import include, path, re_path
 
@@ -11,15 +10,8 @@ handler500 = "config.views.server_error"
 
 urlpatterns = [
     path("", include("workspaces.urls")),
-    path("accounts/login/", account_views.login, name="account_login"),
-    path("accounts/logout/", account_views.logout, name="account_logout"),
-    path("accounts/signup/", account_views.signup, name="account_signup"),
-    path(
-        "accounts/password/change/",
-        account_views.password_change,
-        name="account_change_password",
-    ),
-    path("accounts/inactive/", account_views.account_inactive, name="account_inactive"),
+    path("accounts/", include("workspaces.account_urls")),
+    path("profile/", include("workspaces.profile_urls")),
     path("", include("workspaces.audit_urls")),
     path("", include("workspaces.people_urls")),
     path("", include("sessions.usage_urls")),

@@ -40,7 +40,7 @@ FIELDS = [
         "kept",
         "flag",
     ),
-    *("archive", "show"),
+    *("archive", "show", "process", "invitation", "state", "code"),
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),
     *("failures", "by_mail", "webhook_url", "webhook_secret", "remove_webhook", "mail"),
     *("prefix", "url", "headers", "tool", "tools_mode"),

@@ -204,6 +204,26 @@ def routes(world: World) -> dict[str, Route]:
                 Route(FORM, (Try("signed in", post=(200,)),), others=(200, WRONG_METHOD)),
             ),
             one("account_inactive", GET, Try("everybody")),
+            (
+                "account_reset_password",
+                Route(FORM, (Try("everybody", post=(200,)),), others=(200, WRONG_METHOD)),
+            ),
+            one("account_reset_password_done", GET, Try("everybody")),
+            (
+                "account_reset_password_from_key",
+                Route(
+                    FORM,
+                    (Try("everybody", args=("x", "y"), get=(400,), post=(400,)),),
+                    others=(400, WRONG_METHOD),
+                ),
+            ),
+            one("account_reset_password_from_key_done", GET, Try("everybody")),
+            one("account_sso", POST, Try("everybody", post=(404,))),
+            one("account_sso_callback", GET, Try("everybody", get=(404,))),
+            one("profile:show", FORM, Try("signed in", post=(303,))),
+            one("profile:sign_out_others", POST, Try("signed in", post=(303,))),
+            one("profile:sign_out_device", POST, Try("signed in", args=(1,), post=(404,))),
+            one("profile:unlink", POST, Try("signed in", post=(303,))),
             one("patterns", GET, Try("staff")),
             one("healthz", GET, Try("everybody")),
             one("readyz", GET, Try("everybody", get=(200,))),
@@ -393,7 +413,8 @@ def walk(resolver: URLResolver, route: str = "", space: str = "") -> Iterator[tu
 
 
 @pytest.fixture
-def world(db: None) -> World:
+def world(db: None, settings: Any) -> World:
+    settings.MAIL_IS_SET_UP = True
     return make_world()
 
 

@@ -127,10 +127,19 @@ def find(token: str) -> Invitation | None:
 
 @transaction.atomic
 def accept(
-    token: str, *, user: User | None, email: str = "", name: str = "", password: str = ""
+    token: str,
+    *,
+    user: User | None,
+    email: str = "",
+    name: str = "",
+    password: str = "",
+    sso: bool = False,
 ) -> User:
-    """Lets in who is signed in (`user`), or makes a new person. Of many attempts with one link one
-    wins. Raises `InvitationRefused`."""
+    """Lets in who is signed in (`user`), or makes a new person: with a password, or with none who
+    comes from the issuer (`sso`). Of many attempts with one link one wins. Raises
+    `InvitationRefused`."""
+    if user is None and settings.SSO_ONLY and not sso:
+        raise InvitationRefused(_("Passwords are switched off here. Join through the sign-in."))
     invitation = (
         Invitation.objects.select_for_update(of=("self",))
         .select_related("workspace")
@@ -139,7 +148,9 @@ def accept(
     )
     if invitation is None or not invitation.is_open:
         raise InvitationRefused(_("This invitation was used, taken back, or has ended."))
-    email = user.email if user else User.objects.normalize_email(invitation.email or email)
+    if user is not None or (invitation.email and not sso):
+        email = user.email if user else invitation.email
+    email = User.objects.normalize_email(email)
     if invitation.email and email != invitation.email:
         raise InvitationRefused(_("This invitation is for another address."))
     if user is None:
@@ -147,8 +158,8 @@ def accept(
             raise InvitationRefused(
                 _("This address has an account already. Sign in, then open the link again.")
             )
-        user = User.objects.create_user(email, password, name=name.strip()[:150])
-        audit.record(user, "user.create", user, via="invitation")
+        user = User.objects.create_user(email, password or None, name=name.strip()[:150])
+        audit.record(user, "user.create", user, via="invitation", sso=sso)
     elif not user.is_active:
         raise InvitationRefused(_("This account is switched off."))
     invitation.used_at = timezone.now()

@@ -220,6 +220,9 @@ def invitation_accept(request: HttpRequest, token: str) -> HttpResponse:
         and bool(invitation.email)
         and User.objects.filter(email=invitation.email).exists(),
         "here": request.path,
+        "token": token,
+        "issuer": settings.OIDC["name"] if settings.OIDC_IS_SET_UP else "",
+        "by_password": not settings.SSO_ONLY,
     }
     status = 422 if problem or (form is not None and form.is_bound) else 200
     return render(request, "workspaces/join.html", context, status=status)

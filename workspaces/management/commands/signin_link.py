@@ -3,6 +3,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from workspaces import signin_link
@@ -19,6 +20,11 @@ class Command(BaseCommand):
         parser.add_argument("email")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if settings.SSO_ONLY:
+            raise CommandError(
+                "PATCHBAY_SSO_ONLY is on, and such a link goes round it. Switch it off, restart, "
+                "and ask again."
+            )
         email = User.objects.normalize_email(options["email"])
         user = User.objects.filter(email=email).first()
         if user is None:

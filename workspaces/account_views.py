@@ -1,0 +1,53 @@
+"""allauth's pages of signing in, where this installation's settings change what they offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from allauth.account import views
+from django.conf import settings
+from django.http import Http404, HttpRequest, HttpResponseBase
+
+View = Callable[..., HttpResponseBase]
+
+
+class _SignIn(views.LoginView):
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        return {
+            **super().get_context_data(**kwargs),
+            "issuer": settings.OIDC["name"] if settings.OIDC_IS_SET_UP else "",
+            "by_password": not settings.SSO_ONLY,
+            "can_reset": settings.MAIL_IS_SET_UP and not settings.SSO_ONLY,
+            "next": self.request.GET.get("next") or self.request.POST.get("next") or "",
+        }
+
+
+class _ResetFromKey(views.PasswordResetFromKeyView):
+    def render_to_response(
+        self, context: dict[str, Any], **response_kwargs: Any
+    ) -> HttpResponseBase:
+        """400 for a link that can't be used (or can't any more)."""
+        status = 400 if context.get("token_fail") else 200
+        return super().render_to_response(context, status=status, **response_kwargs)
+
+
+def _by_mail(view: View) -> View:
+    """404 without a mail server, and where passwords are switched off."""
+
+    @wraps(view)
+    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        if not settings.MAIL_IS_SET_UP or settings.SSO_ONLY:
+            raise Http404
+        return view(request, *args, **kwargs)
+
+    guarded.login_required = False  # type: ignore[attr-defined]
+    return guarded
+
+
+sign_in = _SignIn.as_view()
+reset = _by_mail(views.password_reset)
+reset_done = _by_mail(views.password_reset_done)
+reset_from_key = _by_mail(_ResetFromKey.as_view())
+reset_from_key_done = _by_mail(views.password_reset_from_key_done)

@@ -1,0 +1,96 @@
+"""What a person changes of their own: name, devices, the account at the issuer."""
+
+from __future__ import annotations
+
+from allauth.socialaccount.models import SocialAccount
+from allauth.usersessions.models import UserSession
+from django import forms
+from django.conf import settings
+from django.contrib import messages
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.http import require_http_methods, require_POST
+
+from workspaces import audit
+from workspaces.devices import Device, devices_of, end_others
+
+
+class ProfileForm(forms.Form):
+    name = forms.CharField(
+        label=gettext_lazy("Your name"),
+        max_length=150,
+        required=False,
+        help_text=gettext_lazy("As colleagues see it. Without one they see your address."),
+        widget=forms.TextInput(attrs={"autocomplete": "name"}),
+    )
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def profile(request: HttpRequest) -> HttpResponse:
+    user = request.user
+    form = ProfileForm(request.POST or None, initial={"name": user.name})
+    if request.method == "POST" and form.is_valid():
+        user.name = form.cleaned_data["name"].strip()
+        with transaction.atomic():
+            user.save(update_fields=["name"])
+            audit.record(user, "user.update", user, fields=["name"])
+        messages.success(request, _("Your name is saved."))
+        return _back()
+    current = request.session.session_key or ""
+    devices: list[Device] = devices_of(user, current)
+    context = {
+        "form": form,
+        "devices": devices,
+        "others": sum(not device.is_current for device in devices),
+        "issuer": settings.OIDC["name"] if settings.OIDC_IS_SET_UP else "",
+        "linked": SocialAccount.objects.filter(user=user, provider=settings.OIDC_PROVIDER).first(),
+        "may_unlink": user.has_usable_password() and not settings.SSO_ONLY,
+        "has_password": user.has_usable_password() and not settings.SSO_ONLY,
+    }
+    status = 422 if form.is_bound and not form.is_valid() else 200
+    return render(request, "workspaces/profile.html", context, status=status)
+
+
+@require_POST
+def sign_out_device(request: HttpRequest, device: int) -> HttpResponse:
+    """Ends the sign-in of another browser of one's own; its open pages close within seconds."""
+    found = UserSession.objects.filter(pk=device, user=request.user).first()
+    if found is None:
+        raise Http404
+    with transaction.atomic():
+        audit.record(request.user, "user.devices", request.user, ended=1)
+        found.end()
+    messages.success(request, _("That device is signed out."))
+    return _back()
+
+
+@require_POST
+def sign_out_others(request: HttpRequest) -> HttpResponse:
+    with transaction.atomic():
+        ended = end_others(request.user, request.session.session_key or "")
+        audit.record(request.user, "user.devices", request.user, ended=ended)
+    messages.success(request, _("All other devices are signed out."))
+    return _back()
+
+
+@require_POST
+def unlink(request: HttpRequest) -> HttpResponse:
+    """Takes the account at the issuer away; not the only way in."""
+    if not request.user.has_usable_password() or settings.SSO_ONLY:
+        messages.error(request, _("It is your only way to sign in. Choose a password first."))
+        return _back()
+    with transaction.atomic():
+        gone, _rows = SocialAccount.objects.filter(user=request.user).delete()
+        if gone:
+            audit.record(request.user, "user.unlink", request.user)
+    messages.success(request, _("The link is taken away."))
+    return _back()
+
+
+def _back() -> HttpResponse:
+    answer = redirect("profile:show")
+    answer.status_code = 303
+    return answer
