@@ -16,6 +16,7 @@ from django.core import mail
 from django.db import transaction
 from django.utils import timezone
 
+from config.celery import app
 from connections import alerts, tasks
 from connections.models import Alert, AlertOptOut, AlertSettings, Connection, ProbeResult
 from tests.builders import make_connection, make_user
@@ -269,6 +270,25 @@ def test_a_message_whose_worker_died_is_not_sent_again(alice):
     send()
     assert [message.body.count("Fails") for message in mail.outbox] == [1]
     assert sorted(Alert.objects.values_list("mail", flat=True)) == ["sent", "unsure"]
+
+
+def test_the_task_of_beat_sends_what_is_due_and_begins_nothing_else(alice, monkeypatch):
+    begun = []
+    runtime = get_runtime()
+
+    def submit(coroutine, *, name=""):
+        begun.append(name)
+        coroutine.close()
+
+    monkeypatch.setattr(runtime, "submit", submit)
+    tasks.send_alerts()
+    assert begun == []
+    alerts.update(alice, failures=1, by_mail=True)
+    probed(make_connection("local"), False)
+    tasks.send_alerts()
+    assert begun == ["alerts"]
+    sent = {entry["task"] for entry in app.conf.beat_schedule.values()}
+    assert tasks.send_alerts.name in sent
 
 
 def test_of_a_deleted_connection_nothing_is_told(alice):
