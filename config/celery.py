@@ -22,6 +22,11 @@ app.conf.beat_schedule = {
         "schedule": 60.0,
         "options": {"expires": 60, "queue": "probes"},
     },
+    "send-alerts": {
+        "task": "connections.tasks.send_alerts",
+        "schedule": 60.0,
+        "options": {"expires": 60, "queue": "probes"},
+    },
     "prune-connections": {
         "task": "connections.tasks.prune",
         "schedule": 3600.0,

@@ -9,6 +9,8 @@ from django import forms
 from django.core.paginator import Paginator
 from django.utils import timezone
 
+from connections.health import Day, Strip
+
 
 class SampleForm(forms.Form):
     """One field of each kind; bound and wrong, so that errors show."""
@@ -83,6 +85,16 @@ def samples(side: str) -> dict[str, Any]:
             }
             for n in range(30)
         ],
+        "strip": Strip(
+            [
+                Day(
+                    now.date() - timedelta(days=29 - n),
+                    passed=4 * bool(n % 9),
+                    failed=int(n % 7 == 6),
+                )
+                for n in range(30)
+            ]
+        ),
         "cards": [
             {
                 "name": "Anthropic",

@@ -16,7 +16,16 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from connections import actions, tasks
-from connections.models import Connection, ProbeResult, Secret, SignIn, WorkspaceConnection
+from connections.models import (
+    Alert,
+    AlertOptOut,
+    AlertSettings,
+    Connection,
+    ProbeResult,
+    Secret,
+    SignIn,
+    WorkspaceConnection,
+)
 from connections.providers.base import ErrorKind
 from connections.sentences import Reason, sentence
 from connections.validation import FIELDS, clean_connection
@@ -277,3 +286,36 @@ class ProbeResultAdmin(ReadOnly, admin.ModelAdmin):
         *("connection", "started_at", "finished_at", "trigger", "requested_by", "revision"),
         *("passed", "error_kind", "latency_ms", "rungs"),
     )
+
+
+@admin.register(AlertSettings)
+class AlertSettingsAdmin(ReadOnly, admin.ModelAdmin):
+    """Changed on their own page, as a secret goes with them: nothing of it is loaded."""
+
+    list_display = ("failures", "by_mail", "webhook_origin", "mail_sent_at", "webhook_sent_at")
+    fields = (
+        *("failures", "by_mail", "webhook_origin", "mail_sent_at", "mail_error"),
+        *("webhook_sent_at", "webhook_error"),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).defer("webhook_url", "webhook_secret")
+
+
+@admin.register(AlertOptOut)
+class AlertOptOutAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("user",)
+    list_select_related = ("user",)
+    search_fields = ("user__email",)
+    fields = ("user",)
+
+
+@admin.register(Alert)
+class AlertAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("at", "connection", "state", "error_kind", "since", "mail", "webhook")
+    list_filter = ("state", ErrorFilter, "mail", "webhook", "connection")
+    list_select_related = ("connection",)
+    search_fields = ("connection__name", "connection__slug")
+    date_hierarchy = "at"
+    show_full_result_count = False
+    fields = ("connection", "at", "state", "since", "error_kind", "mail", "webhook")

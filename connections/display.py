@@ -26,6 +26,7 @@ from connections.choices import (
     Status,
     Wire,
 )
+from connections.health import Strip
 from connections.issuers import issuer_for
 from connections.models import Connection, ProbeResult, Secret
 from connections.providers.base import Target
@@ -45,6 +46,11 @@ MID_STREAM_CHOICES = [*MidStream.choices, ("", _lazy("Provider's default"))]
 _AGED = (Status.VALID, Status.FAILED)
 
 
+def is_aged(connection: Connection) -> bool:
+    """Whether the age of its health says something of its status. Cheap when `secrets` is there."""
+    return connection.status in _AGED and connection.health_at is not None
+
+
 def _health_sentence(connection: Connection, status: Status) -> Sentence | None:
     """What to do about the status, None when there is nothing to do."""
     signs_in = connection.auth_type == AuthType.OAUTH
@@ -59,19 +65,22 @@ def _health_sentence(connection: Connection, status: Status) -> Sentence | None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A connection in the list, with its rendered `menu`. `poll` is in seconds: many rows that are
-    checked at once ask less often each."""
+    """A connection in the list, with its rendered `menu` and its last days. `poll` is in seconds:
+    many rows that are checked at once ask less often each."""
 
     connection: Connection
     number: int
     status: Status
     menu: str
     poll: int = 1
+    strip: Strip | None = None
 
     @classmethod
-    def of(cls, connection: Connection, number: int, *, menu: str = "") -> Row:
+    def of(
+        cls, connection: Connection, number: int, *, menu: str = "", strip: Strip | None = None
+    ) -> Row:
         """No query when `secrets` is prefetched."""
-        return cls(connection, number, connection.status, menu)
+        return cls(connection, number, connection.status, menu, strip=strip)
 
     @property
     def is_checking(self) -> bool:

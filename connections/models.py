@@ -451,8 +451,106 @@ class ProbeResult(orm.Model):
         return f"{self.connection_id} {self.started_at:%Y-%m-%d %H:%M}"
 
 
+class AlertSettings(orm.Model):
+    """When people are told that a connection fails, and how: the singleton row, made by the first
+    change of it or the first message.
+
+    The webhook's address is a secret, as is what its messages are signed with: both sealed, bound
+    to the origin they were entered for. `…_after` is the time before which a channel sends nothing
+    more: whoever moves it on has claimed the next message (`connections.alerts`).
+    """
+
+    id = orm.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
+    failures = orm.PositiveSmallIntegerField(_("failures in a row"), default=3)
+    by_mail = orm.BooleanField(_("mail the instance admins"), default=True)
+    webhook_origin = orm.CharField(_("webhook at"), max_length=2100, blank=True, default="")
+    webhook_url = SealedField(bound_to="webhook_origin", null=True, blank=True)
+    webhook_secret = SealedField(bound_to="webhook_origin", null=True, blank=True)
+
+    mail_after = orm.DateTimeField(null=True, blank=True, editable=False)
+    mail_sent_at = orm.DateTimeField(_("last mailed"), null=True, blank=True, editable=False)
+    mail_error = orm.CharField(max_length=24, blank=True, default="", editable=False)
+    webhook_after = orm.DateTimeField(null=True, blank=True, editable=False)
+    webhook_sent_at = orm.DateTimeField(_("last posted"), null=True, blank=True, editable=False)
+    webhook_error = orm.CharField(max_length=24, blank=True, default="", editable=False)
+
+    class Meta:
+        verbose_name = _("settings of the alerts")
+        verbose_name_plural = _("settings of the alerts")
+        constraints = [
+            orm.CheckConstraint(condition=orm.Q(id=1), name="one_alert_settings"),
+        ]
+
+    def __str__(self) -> str:
+        return "alerts"
+
+    @property
+    def has_webhook(self) -> bool:
+        return bool(self.webhook_origin)
+
+
+class AlertOptOut(orm.Model):
+    """An instance admin who wants no mail about connections."""
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = orm.OneToOneField(settings.AUTH_USER_MODEL, orm.CASCADE, related_name="+")
+
+    class Meta:
+        verbose_name = _("opt-out of alerts")
+        verbose_name_plural = _("opt-outs of alerts")
+
+    def __str__(self) -> str:
+        return str(self.user_id)
+
+
+class Alert(orm.Model):
+    """A connection began to fail, or works again. The newest of a connection says which is so; the
+    channels say how far telling people has come."""
+
+    class State(orm.TextChoices):
+        FAILING = "failing", _("Fails")
+        RECOVERED = "recovered", _("Works again")
+
+    class Delivery(orm.TextChoices):
+        OFF = "off", _("Off")
+        DUE = "due", _("Waiting")
+        SENDING = "sending", _("Being sent")
+        SENT = "sent", _("Sent")
+        UNSURE = "unsure", _("May not have arrived")
+        GIVEN_UP = "given_up", _("Given up")
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="alerts")
+    state = orm.CharField(_("state"), max_length=10, choices=State)
+    at = orm.DateTimeField(_("time"), default=timezone.now)
+    since = orm.DateTimeField(_("failing since"), default=timezone.now)
+    error_kind = orm.CharField(max_length=24, blank=True, default="")
+    mail = orm.CharField(_("mail"), max_length=8, choices=Delivery, default=Delivery.OFF)
+    webhook = orm.CharField(_("webhook"), max_length=8, choices=Delivery, default=Delivery.OFF)
+
+    class Meta:
+        verbose_name = _("alert")
+        verbose_name_plural = _("alerts")
+        ordering = ["-at", "id"]
+        indexes = [
+            orm.Index(fields=["connection", "-at"], name="alert_by_connection"),
+            orm.Index(fields=["-at"], name="alert_newest_first"),
+            orm.Index(
+                fields=["at"],
+                condition=orm.Q(mail="due") | orm.Q(webhook="due"),
+                name="alert_to_send",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.connection_id} {self.state} {self.at:%Y-%m-%d %H:%M}"
+
+
 __all__ = [
     "DEFAULT_CONTEXT_WINDOW",
+    "Alert",
+    "AlertOptOut",
+    "AlertSettings",
     "Connection",
     "ProbeResult",
     "Secret",

@@ -27,12 +27,12 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from connections import device
+from connections import alerts, device
 from connections.actions import Actor, take_models
 from connections.choices import Rung, Status
 from connections.deleting import purge_tombstones
 from connections.ladder import RungResult, Verdict, climb, subject_of, verdict
-from connections.models import Connection, ProbeResult, SignIn
+from connections.models import Alert, Connection, ProbeResult, SignIn
 from connections.providers.base import ErrorKind, ListedModel, ProviderError
 from connections.sentences import Reason
 from connections.targets import TargetError, provider_of, target_of
@@ -194,10 +194,20 @@ def refresh_models_due() -> None:
 
 
 @shared_task
+def send_alerts() -> None:
+    """Hands over the messages that tell of failing connections, when some are due."""
+    if alerts.anything_due():
+        get_runtime().submit(alerts.send_due(), name="alerts")
+
+
+@shared_task
 def prune() -> None:
-    """Drops old probes, attempts to sign in long over, and tombstones that nothing needs."""
+    """Drops old probes, alerts but a connection's newest, attempts to sign in long over, and
+    tombstones that nothing needs."""
     now = timezone.now()
     ProbeResult.objects.filter(started_at__lt=now - HISTORY).delete()
+    newer = Alert.objects.filter(connection=OuterRef("connection"), at__gt=OuterRef("at"))
+    Alert.objects.filter(Exists(newer), at__lt=now - HISTORY).delete()
     SignIn.objects.filter(expires_at__lt=now - SIGN_INS_KEPT).delete()
     purge_tombstones()
 
@@ -289,7 +299,7 @@ def _write_down(
         ProbeResult.objects.bulk_update(
             [result], ["finished_at", "passed", "error_kind", "latency_ms", "rungs"]
         )
-        Connection.objects.filter(
+        is_taken = Connection.objects.filter(
             pk=connection.pk,
             revision=result.revision,
             next_check_at=connection.next_check_at,
@@ -299,6 +309,10 @@ def _write_down(
             next_check_at=now + CHECK_EVERY * random.uniform(0.8, 1.2),  # noqa: S311
             **_health(connection, found, now),
         )
+        if is_taken and (sooner := alerts.note(connection, result)):
+            Connection.objects.filter(pk=connection.pk).update(
+                next_check_at=now + sooner * random.uniform(0.8, 1.2)  # noqa: S311
+            )
     return result
 
 

@@ -1,6 +1,13 @@
 from django.urls import path
 
-from connections import views, views_access, views_deleting, views_transfer
+from connections import (
+    views,
+    views_access,
+    views_alerts,
+    views_deleting,
+    views_health,
+    views_transfer,
+)
 
 app_name = "connections"
 urlpatterns = [
@@ -11,8 +18,13 @@ urlpatterns = [
     path("import/<uuid:event>/", views_transfer.import_result, name="import_result"),
     path("export/", views_transfer.connection_export, name="export"),
     path("deleted/", views_deleting.connection_deleted, name="deleted"),
+    path("alerts/", views_alerts.alert_settings, name="alerts"),
+    path("alerts/me/", views_alerts.alerts_to_me, name="alerts_to_me"),
+    path("alerts/test/", views_alerts.alerts_test, name="alerts_test"),
+    path("status/", views_health.connection_status, name="status"),
     path("<str:slug>/", views.connection_detail, name="detail"),
     path("<str:slug>/row/", views.connection_row, name="row"),
+    path("<str:slug>/health/", views_health.connection_health, name="health"),
     path("<str:slug>/edit/", views.connection_edit, name="edit"),
     path("<str:slug>/sign-in/", views.connection_sign_in, name="sign_in"),
     path("<str:slug>/sign-in/finish/", views.connection_sign_in_finish, name="sign_in_finish"),

@@ -23,7 +23,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, sign_in, tasks, validation
+from connections import actions, display, health, sign_in, tasks, validation
 from connections.capabilities import usable_models
 from connections.deleting import recently_deleted
 from connections.forms import WRITE_ONLY, ConnectionForm
@@ -85,13 +85,14 @@ def connection_row(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 def _page(number: Any) -> Page:
-    """Three queries: the count, the page, its secrets."""
+    """Four queries: the count, the page, its secrets, its last days."""
     listed = Connection.objects.living().with_secrets().defer("unknown_fields", "imported_as")
     page = Paginator(listed, PER_PAGE).get_page(number)
-    menus = _Menus()
+    menus, found = _Menus(), list(page.object_list)
+    strips = health.strips([connection.pk for connection in found], health.DAYS_IN_LIST)
     rows = [
-        display.Row.of(connection, place, menu=menus.of(connection))
-        for place, connection in enumerate(page.object_list, page.start_index())
+        display.Row.of(connection, place, menu=menus.of(connection), strip=strips[connection.pk])
+        for place, connection in enumerate(found, page.start_index())
     ]
     # A hundred rows that are checked at once may not ask a hundred times a second.
     poll = 1 + sum(row.is_checking for row in rows) // 10
@@ -101,7 +102,8 @@ def _page(number: Any) -> Page:
 
 def _row(connection: Connection) -> display.Row:
     before = Connection.objects.living().filter(position__lt=connection.position).count()
-    return display.Row.of(connection, before + 1, menu=_Menus().of(connection))
+    strip = health.strips([connection.pk], health.DAYS_IN_LIST)[connection.pk]
+    return display.Row.of(connection, before + 1, menu=_Menus().of(connection), strip=strip)
 
 
 def _list_context(page: Page | None = None) -> dict[str, Any]:
@@ -189,8 +191,7 @@ def _form_page(
 def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
     """Everything about it; for htmx its health, which asks for itself while it is checked."""
     connection = connection_for(request, slug, "workspace_rows__workspace")
-    health = display.Health.of(connection)
-    context: dict[str, Any] = {"connection": connection, "health": health}
+    context: dict[str, Any] = {"connection": connection, "health": display.Health.of(connection)}
     if request.htmx and request.htmx.target == "models":
         return render(request, "connections/detail.html#models", context | _models(connection))
     if request.htmx and request.htmx.target == "health":

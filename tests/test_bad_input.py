@@ -42,6 +42,7 @@ FIELDS = [
     ),
     *("archive", "show", "process", "invitation", "state", "code"),
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),
+    *("failures", "by_mail", "webhook_url", "webhook_secret", "remove_webhook", "mail"),
     *("prefix", "url", "headers", "tool", "tools_mode"),
 ]
 DEEP = "[" * 100_000

@@ -303,6 +303,10 @@ def routes(world: World) -> dict[str, Route]:
             one("connections:export", FORM, Try("instance admin", post=(200,))),
             one("connections:validate_many", POST, Try("instance admin", **posted)),
             one("connections:deleted", GET, Try("instance admin")),
+            one("connections:alerts", FORM, Try("instance admin", post=(422,))),
+            one("connections:alerts_to_me", POST, Try("instance admin", post=(303,))),
+            one("connections:alerts_test", POST, Try("instance admin", post=(303,))),
+            one("connections:status", GET, Try("instance admin")),
             one(
                 "connections:restore",
                 POST,
@@ -318,6 +322,7 @@ def routes(world: World) -> dict[str, Route]:
             ),
             admins("detail", GET),
             admins("row", GET),
+            admins("health", GET),
             admins("edit", FORM, post=(303,)),  # what is left out stays as it is
             admins("sign_in", POST, post=(400,)),  # it authenticates by a key
             admins("sign_in_finish", POST, post=(400,)),

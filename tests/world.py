@@ -15,7 +15,7 @@ from django.db import models, transaction
 from django.utils import timezone
 from PIL import Image
 
-from connections.models import Connection, ProbeResult
+from connections.models import Alert, AlertOptOut, AlertSettings, Connection, ProbeResult
 from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
 from tests.builders import give_access, make_connection, make_member, make_user, make_workspace
 from workspaces import audit
@@ -61,6 +61,8 @@ def make_world() -> World:
     connection = make_connection("local", is_default=True, supports_images=True)
     make_connection("gone", deleted_at=timezone.now())
     ProbeResult.objects.create(connection=connection, trigger="button")
+    Alert.objects.create(connection=connection, state="recovered")
+    AlertSettings.objects.create(id=1)
     with transaction.atomic():
         imported = audit.record(
             "command", "connection.import", connection, new=1, connections={"local": "new"}
@@ -81,6 +83,7 @@ def make_world() -> World:
     world.people["charlie"] = make_user("charlie@example.com")
     make_member(sales, world.people["charlie"], Role.ADMIN)
     world.people["alice"] = make_user("alice@example.com", is_superuser=True)
+    AlertOptOut.objects.create(user=world.people["wadmin"])
     owner, charlie = world.people["owner"], world.people["charlie"]
     world.private = make_talk(support, owner, connection)
     world.shared = make_talk(support, owner, connection, shared=True)

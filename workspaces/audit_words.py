@@ -6,6 +6,10 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 WORDS: dict[str, Promise] = {
+    "alerts.opt_in": _("wants mail about connections:"),
+    "alerts.opt_out": _("wants no mail about connections:"),
+    "alerts.test": _("tested the settings of"),
+    "alerts.update": _("changed the settings of"),
     "audit.export": _("exported the audit"),
     "audit.prune": _("took away old rows of the audit"),
     "backup.create": _("made a backup"),

@@ -34,6 +34,8 @@ NEEDLE = "quetzalcoatl"  # in one message of every ten thousand
 PAGES = {
     "connections": "/connections/",
     "connections, last page": "/connections/?page=9999",
+    "connections' status": "/connections/status/",
+    "a connection's health": "/connections/connection-0/health/",
     "sessions": "/w/bench/",
     "sessions, last page": "/w/bench/?page=9999",
     "sessions, flagged": "/w/bench/?show=flagged",
@@ -197,13 +199,13 @@ def _fill(connections: int, sessions: int, messages: int) -> tuple[Any, Any]:
     ProbeResult.objects.bulk_create(
         ProbeResult(
             connection=c,
-            started_at=now - dt.timedelta(hours=n),
+            started_at=now - dt.timedelta(hours=6 * n),
             finished_at=now,
-            passed=True,
+            passed=n % 17 != 0,
             latency_ms=300,
         )
         for c in made
-        for n in range(20)
+        for n in range(120)
     )
     chats = [
         ChatSession(

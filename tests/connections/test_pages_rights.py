@@ -4,7 +4,13 @@ import pytest
 from django.test import Client
 from django.urls import get_resolver
 
-from connections.models import Connection, ProbeResult, WorkspaceConnection
+from connections.models import (
+    AlertOptOut,
+    AlertSettings,
+    Connection,
+    ProbeResult,
+    WorkspaceConnection,
+)
 from tests.builders import give_access, make_connection, make_member, make_user, make_workspace
 from workspaces.models import AuditEvent, Role
 
@@ -15,12 +21,16 @@ READ = {
     "create": "new/",
     "detail": "local/",
     "row": "local/row/",
+    "health": "local/health/",
     "edit": "local/edit/",
     "confirm_delete": "local/delete/confirm/",
     "deleted": "deleted/",
+    "status": "status/",
 }
 CHANGE = {
     "validate_many": ("validate/", {}),
+    "alerts_to_me": ("alerts/me/", {"mail": "no"}),
+    "alerts_test": ("alerts/test/", {}),
     "validate": ("local/validate/", {}),
     "default": ("local/default/", {}),
     "mid_stream": ("local/mid-stream/", {"mid_stream_behavior": "queue"}),
@@ -35,6 +45,7 @@ CHANGE = {
     "restore": ("gone/restore/", {}),
 }
 FORMS = {
+    "alerts": ("alerts/", {"failures": "1"}),
     "access": ("local/access/", {"access": "chosen"}),
     "grant": ("local/access/support/", {}),
     "create": ("new/", {"name": "Theirs"}),
@@ -56,7 +67,14 @@ def local(workspace):
 def state():
     return [
         list(model.objects.order_by("pk").values())
-        for model in (Connection, ProbeResult, WorkspaceConnection, AuditEvent)
+        for model in (
+            Connection,
+            ProbeResult,
+            WorkspaceConnection,
+            AuditEvent,
+            AlertOptOut,
+            AlertSettings,
+        )
     ]
 
 

@@ -15,7 +15,16 @@ from django.urls import reverse
 from django.utils import timezone
 
 from connections import tasks
-from connections.models import Connection, ProbeResult, Secret, SignIn, WorkspaceConnection
+from connections.models import (
+    Alert,
+    AlertOptOut,
+    AlertSettings,
+    Connection,
+    ProbeResult,
+    Secret,
+    SignIn,
+    WorkspaceConnection,
+)
 from sessions.models import (
     Attachment,
     ChatSession,
@@ -73,6 +82,8 @@ def make_rows(count, *, start=0):
         Secret.objects.filter(connection=connection).update(created_at=at, created_by=user)
         give_access(space, connection, is_default=True)
         ProbeResult.objects.create(connection=connection, started_at=at, requested_by=user)
+        Alert.objects.create(connection=connection, state="failing", at=at, since=at)
+        AlertOptOut.objects.create(user=user)
         SignIn.objects.create(
             connection=connection,
             started_by=user,
@@ -119,6 +130,10 @@ def make_rows(count, *, start=0):
 def rows(db):
     make_rows(2)
     Installation.objects.create(id=1)
+    canary = Plain("sealed-canary")
+    AlertSettings.objects.create(
+        webhook_origin="https://hooks.example.com:443", webhook_url=canary, webhook_secret=canary
+    )
     AuditHead.objects.create(id=1)
 
 

@@ -1,6 +1,7 @@
 """The newer kinds of secrets, each really used, and quoted back by whoever was sent it: a service
 account's key and token, an OAuth pair, IAM credentials, a key behind Codex, a tool server's header,
-and a file's secrets on the pages of import and export. None stands anywhere but sealed."""
+a webhook's address, and a file's secrets on the pages of import and export. None stands anywhere
+but sealed."""
 
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ ACCESS, REFRESH = "oauth-access-canary-9f8e7d6c5b", "oauth-refresh-canary-1a2b3c
 CODE, WRONG_CODE = "oauth-code-canary-abcdef42", "oauth-wrong-code-canary-24"
 TOOL_HEADER = "mcp-header-canary'\"/+%20-8c7b6a"
 EXTRA_HEADER = "extra-header-canary-3344-xyz"
+HOOK, SIGNING = "webhook-address-canary-77aa88bb", "webhook-signing-canary-19fe28dc"
 IN_FILE = "sk-canary-in-an-import-0f1e2d3c4b"
 IN_URL = "canary-password-in-an-address"
 IN_NAMED = "canary-by-the-fields-name"
@@ -55,6 +57,8 @@ SECRETS = {
     "wrong code": WRONG_CODE,
     "tool server's header": TOOL_HEADER,
     "extra header": EXTRA_HEADER,
+    "webhook's address": HOOK,
+    "webhook's signing secret": SIGNING,
     "key in an imported file": IN_FILE,
     "password in an imported address": IN_URL,
     "secret by its field's name": IN_NAMED,
@@ -84,6 +88,8 @@ class Repeating:
             return response(200, {"access_token": GOOGLE_TOKEN, "expires_in": 3600})
         if request.path == "/issuer":
             return self.issue(json.loads(request.body))
+        if request.path == f"/{HOOK}":
+            return response(400, {"error": HOOK})
         if request.path == "/mcp":
             return self.tools(json.loads(request.body or b"{}"), words)
         if request.path.endswith("/responses") and request.model == "stall":
@@ -161,6 +167,7 @@ def evidence(tmp_path_factory, static_files, provider, repeating) -> Iterator[di
             server.validate(slug)
             server.admin.post(f"/connections/{slug}/models/")
         bring_in_and_take_out(server)
+        set_alerts(server, provider.url)
         look(server, sessions)
         collect(server, found)
     found["log"] = server.output().encode()
@@ -311,6 +318,16 @@ def bring_in_and_take_out(server: Attacked) -> None:
         assert post("/connections/export/", data={"generation": generation}).status_code == 200
 
 
+def set_alerts(server: Attacked, url: str) -> None:
+    data = {"failures": "1", "webhook_url": f"{url}/{HOOK}", "webhook_secret": SIGNING}
+    page = "/connections/alerts/"
+    assert server.admin.post(page, data={**data, "failures": "x"}).status_code == 422
+    assert server.admin.post(page, data={**data, "webhook_secret": ""}).status_code == 422
+    assert server.admin.post(page, data=data).status_code == 303
+    assert server.admin.post(f"{page}test/").status_code == 303
+    assert "It answered with status 400." in server.admin.get(page).text
+
+
 def look(server: Attacked, sessions: list[str]) -> None:
     get = server.admin.get
     for slug in ("aws", "google", "claude", "codex", "calls", "brought-in"):
@@ -321,7 +338,10 @@ def look(server: Attacked, sessions: list[str]) -> None:
         assert get(f"{url}turns/?since=0").status_code == 200
     assert get("/w/support/settings/tools/").status_code == 200
     for app, table in (
-        *(("connections", name) for name in ("connection", "secret", "signin", "proberesult")),
+        *(
+            ("connections", name)
+            for name in ("connection", "secret", "signin", "proberesult", "alertsettings")
+        ),
         *(("agent_sessions", name) for name in ("toolserver", "turn", "message")),
         ("workspaces", "auditevent"),
     ):
@@ -340,6 +360,7 @@ def test_every_secret_was_used(evidence, provider):
         "wrong code",
         "tool server's header",
         "extra header",
+        "webhook's address",
     ):
         assert SECRETS[kind].encode() in provider.received, kind
     assert b"assertion=" in provider.received
