@@ -204,28 +204,27 @@ def routes(world: World) -> dict[str, Route]:
                 Route(FORM, (Try("signed in", post=(200,)),), others=(200, WRONG_METHOD)),
             ),
             one("account_inactive", GET, Try("everybody")),
-            (
-                "account_reset_password",
-                Route(FORM, (Try("everybody", post=(200,)),), others=(200, WRONG_METHOD)),
-            ),
-            one("account_reset_password_done", GET, Try("everybody")),
-            (
+            one("account_reset_password", FORM, Try("everybody", post=(200,))),
+            one("account_reset_password_done", FORM, Try("everybody", post=(405,))),
+            one(
                 "account_reset_password_from_key",
-                Route(
-                    FORM,
-                    (Try("everybody", args=("x", "y"), get=(400,), post=(400,)),),
-                    others=(400, WRONG_METHOD),
-                ),
+                FORM,
+                Try("everybody", args=("x", "y"), get=(400,), post=(400,)),
             ),
-            one("account_reset_password_from_key_done", GET, Try("everybody")),
-            one("mfa_index", GET, Try("signed in", get=(302,))),
+            one("account_reset_password_from_key_done", FORM, Try("everybody", post=(405,))),
+            one("mfa_index", GET, Try("signed in", get=(302, 303))),
             # Classes of allauth's: what isn't served is answered like GET or refused.
             *(
-                (name, Route(methods, (Try(gate, get=(code,), post=(code,)),), others=(code, 405)))
+                (
+                    name,
+                    Route(
+                        methods, (Try(gate, get=(code, 303), post=(code, 303)),), others=(code, 405)
+                    ),
+                )
                 for name, methods, gate, code in (
                     ("account_reauthenticate", FORM, "signed in", 200),
                     ("mfa_authenticate", FORM, "everybody", 302),
-                    ("mfa_reauthenticate", FORM, "signed in", 200),
+                    ("mfa_reauthenticate", FORM, "signed in", 302),
                     ("mfa_activate_totp", FORM, "signed in", 302),
                     ("mfa_deactivate_totp", FORM, "signed in", 404),
                     ("mfa_view_recovery_codes", GET, "signed in", 404),

@@ -9,6 +9,7 @@ from typing import Any
 from allauth.account import views
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponseBase
+from django.views.decorators.http import require_http_methods
 
 View = Callable[..., HttpResponseBase]
 
@@ -36,6 +37,7 @@ class _ResetFromKey(views.PasswordResetFromKeyView):
 def _by_mail(view: View) -> View:
     """404 without a mail server, and where passwords are switched off."""
 
+    @require_http_methods(["GET", "HEAD", "POST"])
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         if not settings.MAIL_IS_SET_UP or settings.SSO_ONLY:
