@@ -218,7 +218,9 @@ def routes(world: World) -> dict[str, Route]:
                 (
                     name,
                     Route(
-                        methods, (Try(gate, get=(code, 303), post=(code, 303)),), others=(code, 405)
+                        methods,
+                        (Try(gate, get=(code, 303), post=(code, 303)),),
+                        others=(code, 200, 405),
                     ),
                 )
                 for name, methods, gate, code in (
