@@ -7,8 +7,12 @@ from functools import wraps
 from typing import Any
 
 from allauth.account import views
+from allauth.mfa.base import views as mfa
+from allauth.mfa.utils import is_mfa_enabled
 from django.conf import settings
+from django.contrib.auth.decorators import login_required
 from django.http import Http404, HttpRequest, HttpResponseBase
+from django.shortcuts import redirect
 from django.views.decorators.http import require_http_methods
 
 View = Callable[..., HttpResponseBase]
@@ -53,3 +57,12 @@ reset = _by_mail(views.password_reset)
 reset_done = _by_mail(views.password_reset_done)
 reset_from_key = _by_mail(_ResetFromKey.as_view())
 reset_from_key_done = _by_mail(views.password_reset_from_key_done)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@login_required
+def code_again(request: HttpRequest) -> HttpResponseBase:
+    """Asks for a code once more; for who has no second factor there is nothing to ask."""
+    if not is_mfa_enabled(request.user):
+        return redirect("profile:show")
+    return mfa.reauthenticate(request)

@@ -33,6 +33,12 @@ class ClosedSignup(DefaultAccountAdapter):
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return False
 
+    def is_safe_url(self, url: str | None) -> bool:
+        try:
+            return super().is_safe_url(url)
+        except ValueError:  # "http://[::1" is no address at all
+            return False
+
     def authenticate(self, request: HttpRequest, **credentials: Any) -> Any:
         """By password; nobody where the operator lets people in through the issuer alone."""
         return None if settings.SSO_ONLY else super().authenticate(request, **credentials)

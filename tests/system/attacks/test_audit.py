@@ -78,10 +78,10 @@ def test_the_life_of_a_secret_is_in_the_audit(attacked, fakes):
 
 
 def test_deleting_a_connection_with_a_secret_says_that_the_secret_went(attacked, fakes):
-    attacked.add("deleted", fakes.openai, KEYS[0], extra_headers=f"X-Team: {HEADER}")
-    attacked.admin.post("/connections/deleted/delete/")
-    assert attacked.secrets("deleted") == {}
-    destroyed = [row["details"]["purpose"] for row in attacked.audit("secret.destroy", "deleted")]
+    attacked.add("removed", fakes.openai, KEYS[0], extra_headers=f"X-Team: {HEADER}")
+    attacked.admin.post("/connections/removed/delete/")
+    assert attacked.secrets("removed") == {}
+    destroyed = [row["details"]["purpose"] for row in attacked.audit("secret.destroy", "removed")]
     assert sorted(destroyed) == ["auth", "headers"]
 
 
