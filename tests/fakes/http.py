@@ -180,8 +180,9 @@ class Server:
 
     async def stop(self) -> None:
         self._server.close()
-        # One that was just accepted becomes a connection within the loop's next turns.
-        for _ in range(5):
+        # One that was just accepted becomes a connection within the loop's next turns, and is gone
+        # a turn after its abort.
+        for _ in range(50):
             for connection in list(self.connections):
                 connection.transport.abort()
             await asyncio.sleep(0)
