@@ -32,6 +32,11 @@ app.conf.beat_schedule = {
         "schedule": 3600.0,
         "options": {"expires": 3600, "queue": "probes"},
     },
+    "forget-ended-sign-ins": {
+        "task": "workspaces.tasks.forget_ended_sign_ins",
+        "schedule": 3600.0,
+        "options": {"expires": 3600, "queue": "probes"},
+    },
     "sweep-sessions": {
         "task": "sessions.tasks.sweep",
         "schedule": 10.0,

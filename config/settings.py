@@ -193,7 +193,7 @@ INSTALLED_APPS = [
     "allauth.mfa",
     "allauth.socialaccount",
     "allauth.socialaccount.providers.openid_connect",
-    "allauth.usersessions",
+    "workspaces.apps.DevicesConfig",
     "django_htmx",
 ]
 MIDDLEWARE = [

@@ -68,7 +68,7 @@ def delete(actor: Actor, connection: Connection, *, successor: Connection | None
             raise ValidationError(_("This connection was deleted already."))
         heir = _heir(rows, successor)
         links = list(row.workspace_rows.select_related("workspace"))
-        dependents = dependents_of(row.pk)
+        dependents = dependents_of([row.pk]).get(row.pk, Dependents())
         new_default = None
         if row.is_default:
             new_default = heir or min(rows.values(), key=_place, default=None)
@@ -152,9 +152,10 @@ def recently_deleted() -> models.QuerySet[Connection]:
 def purge_tombstones(now: dt.datetime | None = None) -> int:
     """Frees the slugs of connections deleted a week ago that no session points at any more."""
     due = Connection.objects.filter(deleted_at__lt=(now or timezone.now()) - UNDO_FOR)
-    purged = 0
-    for pk in list(due.values_list("pk", flat=True)[:500]):
-        if dependents_of(pk).sessions:
+    purged, ids = 0, list(due.values_list("pk", flat=True)[:500])
+    needed = dependents_of(ids)
+    for pk in ids:
+        if pk in needed:
             continue
         try:
             with transaction.atomic():

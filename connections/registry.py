@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from connections.resolve import Choice
@@ -19,8 +19,15 @@ class Dependents:
     waiting: int = 0
     running: int = 0
 
+    def __add__(self, other: Dependents) -> Dependents:
+        return Dependents(
+            self.sessions + other.sessions,
+            self.waiting + other.waiting,
+            self.running + other.running,
+        )
 
-DependentsCounter = Callable[[uuid.UUID], Dependents]
+
+DependentsCounter = Callable[[Iterable[uuid.UUID]], dict[uuid.UUID, Dependents]]
 ChoiceFinder = Callable[[Workspace, uuid.UUID], Choice | None]
 
 _counters: list[DependentsCounter] = []
@@ -28,20 +35,18 @@ _finders: list[ChoiceFinder] = []
 
 
 def count_dependents_with(counter: DependentsCounter) -> None:
-    """Registers who counts what rests on a connection."""
+    """Registers who counts what rests on connections; one on which nothing rests is left out."""
     if counter not in _counters:
         _counters.append(counter)
 
 
-def dependents_of(connection_id: uuid.UUID) -> Dependents:
-    total = Dependents()
+def dependents_of(connection_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Dependents]:
+    """What rests on each; one on which nothing rests isn't in it."""
+    ids = list(connection_ids)
+    total: dict[uuid.UUID, Dependents] = {}
     for counter in _counters:
-        found = counter(connection_id)
-        total = Dependents(
-            total.sessions + found.sessions,
-            total.waiting + found.waiting,
-            total.running + found.running,
-        )
+        for connection_id, found in counter(ids).items():
+            total[connection_id] = total.get(connection_id, Dependents()) + found
     return total
 
 

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from connections import deleting, display
 from connections.models import Connection
-from connections.registry import dependents_of
+from connections.registry import Dependents, dependents_of
 from connections.views import SeeOther, answers_refusals, connection_crumbs, connection_for
 from workspaces.permissions import need_instance_admin
 
@@ -21,7 +21,7 @@ def connection_confirm_delete(request: HttpRequest, slug: str) -> HttpResponse:
     """What depends on it, the one choice, and the button; for htmx as a dialog."""
     connection = connection_for(request, slug, "workspace_rows__workspace")
     others = list(Connection.objects.living().exclude(pk=connection.pk))
-    dependents = dependents_of(connection.pk)
+    dependents = dependents_of([connection.pk]).get(connection.pk, Dependents())
     defaults = [row.workspace.name for row in connection.workspace_rows.all() if row.is_default]
     context = {
         "connection": connection,

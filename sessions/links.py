@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from django.db.models import Count, QuerySet
 
 from connections.registry import Dependents
 from connections.resolve import Choice
@@ -10,14 +14,20 @@ from sessions.models import ChatSession, Message, Turn
 from workspaces.models import Workspace
 
 
-def count_dependents(connection_id: uuid.UUID) -> Dependents:
+def count_dependents(connection_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Dependents]:
     """Three queries. A session that chose a connection but isn't locked counts too."""
-    chats = ChatSession.objects.filter(connection_id=connection_id)
-    waiting = Message.objects.filter(
-        chat__connection_id=connection_id, delivery__in=Message.WAITING
-    )
-    running = Turn.objects.filter(chat__connection_id=connection_id, state__in=Turn.ACTIVE)
-    return Dependents(chats.count(), waiting.count(), running.count())
+    ids = list(connection_ids)
+
+    def counted(rows: QuerySet[Any], connection: str) -> dict[uuid.UUID, int]:
+        found = rows.filter(**{f"{connection}__in": ids}).order_by()
+        return dict(found.values_list(connection).annotate(Count("pk")))
+
+    chats = counted(ChatSession.objects.all(), "connection")
+    waiting = counted(Message.objects.filter(delivery__in=Message.WAITING), "chat__connection")
+    running = counted(Turn.objects.filter(state__in=Turn.ACTIVE), "chat__connection")
+    return {
+        pk: Dependents(count, waiting.get(pk, 0), running.get(pk, 0)) for pk, count in chats.items()
+    }
 
 
 def find_choice(workspace: Workspace, session_id: uuid.UUID) -> Choice | None:

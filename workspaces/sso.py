@@ -71,10 +71,8 @@ class Adapter(DefaultSocialAccountAdapter):
 
     def list_apps(self, request: HttpRequest, provider: Any = None, client_id: Any = None) -> Any:
         """The one of the environment. What a database row says of an issuer counts for nothing."""
-        from allauth.socialaccount.adapter import _build_apps_from_settings
-
-        found = _build_apps_from_settings(provider=provider, client_id=client_id)
-        return [app for apps in found.values() for app in apps]
+        found = super().list_apps(request, provider=provider, client_id=client_id)
+        return [app for app in found if app.pk is None]
 
     def get_requests_session(self) -> requests.Session:
         session = requests.Session()

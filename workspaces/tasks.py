@@ -1,4 +1,4 @@
-"""Mail that a worker writes, so that no page waits for a mail server."""
+"""What workers do for people: mail, so that no page waits for a mail server, and tidying up."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import uuid
 
 from allauth.account.forms import default_token_generator
 from allauth.account.utils import user_pk_to_url_str
+from allauth.usersessions.models import UserSession
 from celery import shared_task
 from django.conf import settings
+from django.contrib.sessions.models import Session
 from django.core.mail import send_mail
+from django.db.models import Exists, OuterRef
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -50,3 +54,12 @@ def mail_reset(user_id: str) -> None:
         send_mail(_("A new password for Patchbay"), text % {"link": link}, None, [user.email])
     except OSError as error:  # of which every SMTP error is one
         logger.warning("a mail for a new password didn't leave (%s)", type(error).__name__)
+
+
+@shared_task(name="workspaces.tasks.forget_ended_sign_ins", ignore_result=True)
+def forget_ended_sign_ins() -> None:
+    """Drops sign-ins that ran out, and what was noted of devices whose sign-in is gone. Two
+    queries."""
+    Session.objects.filter(expire_date__lt=timezone.now()).delete()
+    going_on = Session.objects.filter(session_key=OuterRef("session_key"))
+    UserSession.objects.filter(~Exists(going_on)).delete()

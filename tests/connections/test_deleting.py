@@ -33,8 +33,8 @@ def used():
     """Connections that a session of an app above points at."""
     ids = set()
 
-    def count(pk):
-        return Dependents(sessions=1) if pk in ids else Dependents()
+    def count(asked):
+        return {pk: Dependents(sessions=1) for pk in asked if pk in ids}
 
     registry.count_dependents_with(count)
     yield ids

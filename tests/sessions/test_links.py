@@ -21,8 +21,7 @@ def test_sessions_are_counted_by_connection(workspace, bob):
     for _ in range(2):
         ChatSession.objects.create(workspace=workspace, owner=bob, connection=used)
     ChatSession.objects.create(workspace=workspace, owner=bob)
-    assert dependents_of(used.pk) == Dependents(sessions=2)
-    assert dependents_of(unused.pk) == Dependents()
+    assert dependents_of([used.pk, unused.pk]) == {used.pk: Dependents(sessions=2)}
 
 
 def test_a_sessions_choice_is_found_in_its_own_workspace_only(workspace, bob):

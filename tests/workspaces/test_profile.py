@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pytest
 from allauth.usersessions.models import UserSession
+from django.contrib.sessions.models import Session
+from django.db import connection as database
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from tests.builders import PASSWORD, make_member, make_user, make_workspace
 from workspaces.devices import name_of
 from workspaces.models import AuditEvent
+from workspaces.tasks import forget_ended_sign_ins
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -67,6 +74,39 @@ def test_who_signed_out_is_no_device(bob):
     here, there = sign_in(), sign_in()
     there.post("/accounts/logout/")
     assert len(here.get("/profile/").context["devices"]) == 1
+
+
+def test_what_has_ended_is_forgotten(bob):
+    here, there, long_ago = sign_in(), sign_in(), sign_in()
+    there.post("/accounts/logout/")
+    Session.objects.filter(session_key=long_ago.session.session_key).update(
+        expire_date=timezone.now() - dt.timedelta(seconds=1)
+    )
+    forget_ended_sign_ins()
+    kept = here.session.session_key
+    assert list(UserSession.objects.values_list("session_key", flat=True)) == [kept]
+    assert list(Session.objects.values_list("session_key", flat=True)) == [kept]
+
+
+def test_a_sign_in_costs_the_same_after_many(bob):
+    def cost() -> int:
+        with CaptureQueriesContext(database) as queries:
+            sign_in()
+        return len(queries)
+
+    sign_in()
+    few = cost()
+    for _time in range(5):
+        sign_in()
+    assert cost() == few
+
+
+def test_a_new_password_keeps_this_device_in_the_list(bob):
+    here = sign_in()
+    new = "another long enough password"
+    data = {"oldpassword": PASSWORD, "password1": new, "password2": new}
+    assert here.post("/accounts/password/change/", data).status_code == 302
+    assert [device.is_current for device in here.get("/profile/").context["devices"]] == [True]
 
 
 @pytest.mark.parametrize(
