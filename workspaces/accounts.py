@@ -103,3 +103,4 @@ class PasswordAgain(ReauthenticateForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["password"].label = _("Your password")
+        self.fields["password"].help_text = ""
