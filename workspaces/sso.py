@@ -138,8 +138,9 @@ def failed(request: HttpRequest, problem: str) -> HttpResponse:
 @login_not_required
 @require_POST
 def sso(request: HttpRequest) -> HttpResponse:
-    """To the issuer. `process` = connect links the account there to the person who is signed in;
-    `invitation`: the token of the link that was open; `next`: where to go afterwards."""
+    """To the issuer: by a page that goes on by itself, since `form-action 'self'` forbids a form to
+    be redirected elsewhere. `process` = connect links the account there to the person who is signed
+    in; `invitation`: the token of the link that was open; `next`: where to go afterwards."""
     if not settings.OIDC_IS_SET_UP:
         raise Http404
     connects = request.POST.get("process") == "connect"
@@ -150,7 +151,7 @@ def sso(request: HttpRequest) -> HttpResponse:
         request.session[INVITATION] = token
     provider = get_adapter().get_provider(request, settings.OIDC_PROVIDER)
     try:
-        return provider.redirect(
+        there = provider.redirect(
             request,
             process="connect" if connects else "login",
             next_url=None if connects else _own_path(request.POST.get("next", "")),
@@ -161,6 +162,8 @@ def sso(request: HttpRequest) -> HttpResponse:
             _("%(name)s doesn't answer as an OpenID Connect issuer does. Tell your operator.")
             % {"name": settings.OIDC["name"]},
         )
+    context = {"issuer": settings.OIDC["name"], "there": there.headers["Location"]}
+    return render(request, "account/sso_go.html", context)
 
 
 @login_not_required
