@@ -3,7 +3,7 @@ what a docstring says; no right is checked here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -430,12 +430,10 @@ class Card:
         return self.status in _AGED and self.connection.health_at is not None
 
 
-def cards(among: Candidates) -> list[Card]:
-    """The connections that the workspace has access to, in the list's order. No query."""
+def cards(among: Candidates, connections: Iterable[Connection]) -> list[Card]:
+    """Of connections that the workspace has access to. No query."""
     shown = []
-    for connection in among.connections:
-        if not among.accessible(connection):
-            continue
+    for connection in connections:
         row = among.rows.get(connection.pk)
         usable = usable_models(connection, row)
         fault, status = among.fault(connection), connection.status

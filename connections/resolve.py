@@ -136,13 +136,14 @@ class Candidates:
     _faults: dict[uuid.UUID, Reason | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, workspace: Workspace) -> Candidates:
-        """Three queries: the list, its secrets, the workspace's rows."""
+    def of(cls, workspace: Workspace, *, only: uuid.UUID | None = None) -> Candidates:
+        """Three queries: the list (or of it the one that a session has chosen), its secrets, the
+        workspace's rows."""
+        connections = Connection.objects.living().with_secrets()
         rows = WorkspaceConnection.objects.filter(workspace=workspace)
-        return cls(
-            connections=list(Connection.objects.living().with_secrets()),
-            rows={row.connection_id: row for row in rows},
-        )
+        if only is not None:
+            connections, rows = connections.filter(pk=only), rows.filter(connection=only)
+        return cls(connections=list(connections), rows={row.connection_id: row for row in rows})
 
     def get(self, connection_id: uuid.UUID) -> Connection | None:
         return next((c for c in self.connections if c.id == connection_id), None)
@@ -187,7 +188,8 @@ def resolve(
     Three queries, none when `among` is given. Takes no lock: who writes the answer down holds the
     session's.
     """
-    among = among or Candidates.of(workspace)
+    if among is None:
+        among = Candidates.of(workspace, only=choice.connection_id if choice else None)
     if choice is not None and (choice.connection_id or choice.locked_at):
         return _chosen(among, choice)
     trace = [Finding(Rule.SESSION, None, None, False, _("This session has chosen no connection."))]

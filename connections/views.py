@@ -34,7 +34,7 @@ from connections.sentences import sentence
 from workspaces.models import Role
 from workspaces.permissions import need_instance_admin, workspace_for
 
-PER_PAGE = 50
+PER_PAGE = 40
 
 
 class SeeOther(HttpResponseRedirect):
@@ -360,17 +360,23 @@ def ai_settings(request: HttpRequest, workspace: str) -> HttpResponse:
     slug: which one would be used if that one were disabled."""
     access = workspace_for(request, workspace)
     among = Candidates.of(access.workspace)
-    cards = display.cards(among)
+    open_to = [connection for connection in among.connections if among.accessible(connection)]
+    page = Paginator(open_to, PER_PAGE).get_page(request.GET.get("page"))
+    cards = display.cards(among, page.object_list)
+    problems = {card.connection.pk: card.problem for card in cards}
+    default = next((row.connection_id for row in among.rows.values() if row.is_default), None)
     resolution = resolve(access.workspace, among=among)
     # Only a connection that is seen here can be asked about.
-    asked = {card.connection.slug: card.connection for card in cards}.get(
-        request.GET.get("without", "")
-    )
+    slug = request.GET.get("without", "")
+    asked = next((connection for connection in open_to if connection.slug == slug), None)
     context = {
         "access": access,
         "workspace": access.workspace,
+        "page": page,
         "cards": cards,
-        "default": next((card for card in cards if card.is_default), None),
+        # Whose secret isn't opened for this page has no problem told.
+        "choices": [(one, problems.get(one.pk)) for one in open_to],
+        "default": among.get(default) if default else None,
         "may_change": access.has(Role.ADMIN),
         "trace": [rung for rung in resolution.trace_for(access) if rung.rule is not Rule.SESSION],
         "refusal": resolution.refusal_text(admin=request.user.is_instance_admin),

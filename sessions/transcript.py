@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -136,10 +136,18 @@ class Transcript:
     turns: list[ShownTurn]
     waiting: list[Message]
     older: int = 0  # the number below which there are older turns; 0: none
-    _among: Candidates = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._among = Candidates.of(self.chat.workspace)
+    @cached_property
+    def _among(self) -> Candidates:
+        """The whole list: to choose from, or to go on elsewhere."""
+        return Candidates.of(self.chat.workspace)
+
+    @cached_property
+    def _own(self) -> Candidates:
+        """What decides about this session: once it is locked, its own connection."""
+        if not self.chat.is_locked:
+            return self._among
+        return Candidates.of(self.chat.workspace, only=self.chat.connection_id)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -183,7 +191,7 @@ class Transcript:
     @cached_property
     def resolution(self) -> Resolution:
         choice = Choice(self.chat.connection_id, self.chat.locked_at)
-        return resolve(self.chat.workspace, choice, among=self._among)
+        return resolve(self.chat.workspace, choice, among=self._own)
 
     @property
     def connection(self) -> Connection | None:
@@ -200,7 +208,7 @@ class Transcript:
     def models(self) -> list[str]:
         connection = self.resolution.connection
         found = next(
-            (u for u in self._among.usable() if connection and u.connection.pk == connection.pk),
+            (u for u in self._own.usable() if connection and u.connection.pk == connection.pk),
             None,
         )
         return found.models if found else []

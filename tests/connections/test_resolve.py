@@ -206,3 +206,22 @@ def test_the_result_can_be_printed_as_json(workspace):
     assert found["connection"] == "ours"
     assert found["rule"] == "global"
     assert found["trace"][-1]["taken"] is True
+
+
+@pytest.mark.parametrize("state", ["usable", "paused", "no access", "deleted"])
+def test_a_chosen_connection_is_looked_up_alone(workspace, state):
+    """What is found is the same as among all of them; the rest of the list isn't loaded."""
+    for n in range(3):
+        make_connection(f"other-{n}")
+    chosen = make_connection(
+        "chosen",
+        enabled=state != "paused",
+        access="chosen" if state == "no access" else "all",
+        deleted_at=timezone.now() if state == "deleted" else None,
+    )
+    choice = Choice(chosen.pk, timezone.now())
+    among_all = resolve(workspace, choice, among=Candidates.of(workspace))
+    assert resolve(workspace, choice).as_json() == among_all.as_json()
+    assert among_all.ok == (state == "usable")
+    alone = Candidates.of(workspace, only=chosen.pk).connections
+    assert [one.slug for one in alone] == ([] if state == "deleted" else ["chosen"])
