@@ -13,7 +13,6 @@ from django.test import Client
 from oidc_provider_mock import User as Claims
 from oidc_provider_mock import run_server_in_thread
 
-from config import settings as product
 from tests.builders import PASSWORD, make_member, make_user, make_workspace
 from workspaces import people
 from workspaces.models import AuditEvent, Role, User
@@ -284,7 +283,3 @@ def test_nothing_of_it_is_there_when_it_isnt_set_up(client, bob):
     assert client.get("/accounts/sso/callback/").status_code == 404
     client.force_login(bob)
     assert "Link your account there" not in client.get("/profile/").text
-
-
-def test_the_provider_has_the_issuers_own_name():
-    assert re.fullmatch(r"oidc-[0-9a-f]{12}", product.OIDC_PROVIDER)
