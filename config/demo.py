@@ -10,7 +10,7 @@ from pathlib import Path
 from django.conf import settings
 from django.db import transaction
 
-from connections import actions
+from connections import actions, grants
 from connections.models import Connection
 from connections.tasks import request_validation
 from workspaces import setup
@@ -79,7 +79,7 @@ def seed(port: int) -> None:
         Membership.objects.create(workspace=spaces[space], user=person, role=role)
     connections = _connections(admin, f"http://127.0.0.1:{port}")
     agent = next(connection for connection in connections if connection.slug == "agent")
-    actions.set_workspace_default(admin, research, agent)
+    grants.set_workspace_default(admin, research, agent)
     request_validation(connections, admin, "save")
 
 

@@ -1,4 +1,5 @@
-"""The verbs: every change of a connection, its secrets and its access, each with its audit row.
+"""The verbs: every change of a connection and its secrets, each with its audit row (who may use it:
+`connections.grants`).
 
 Each verb opens its own transaction and takes the locks it names; the audit row is written in the
 same one, so that a change without it can't happen. Looking an address up takes time, so it is done
@@ -22,13 +23,12 @@ from django.utils.translation import gettext as _
 from connections import sync
 from connections.choices import (
     SECRET_FIELDS,
-    AccessMode,
     AuthType,
     MidStream,
     ProviderType,
     Status,
 )
-from connections.models import Connection, Secret, SignIn, WorkspaceConnection
+from connections.models import Connection, Secret, SignIn
 from connections.providers.base import ListedModel
 from connections.validation import (
     FIELDS,
@@ -39,7 +39,7 @@ from connections.validation import (
 )
 from workspaces import egress
 from workspaces.audit import record
-from workspaces.models import User, Workspace
+from workspaces.models import User
 from workspaces.slugs import make_slug
 from workspaces.vault import Plain, VaultError
 
@@ -170,7 +170,7 @@ def update(
     url = _cleaned(_merged(connection, changes))["base_url"]
     _check_address(url, connection.base_url, resolve=resolve)
     with transaction.atomic():
-        row = _locked(connection)
+        row = lock_connection(connection)
         values = _cleaned(_merged(row, changes))
         secret_values, header_values = _cleaned_secrets(values["auth_type"], secret, headers)
         if values.pop("slug") != row.slug:
@@ -284,7 +284,7 @@ def sign_out(actor: Actor, connection: Connection) -> bool:
     """Destroys the tokens of a sign-in and closes what is open; False when there are none. Takes
     the row lock."""
     with transaction.atomic():
-        row = _locked(connection)
+        row = lock_connection(connection)
         stored = row.secrets.filter(purpose=Secret.Purpose.AUTH).first()
         row.sign_ins.filter(state=SignIn.State.OPEN).update(state=SignIn.State.CANCELLED)
         if row.auth_type != AuthType.OAUTH or stored is None:
@@ -302,7 +302,7 @@ def set_enabled(
     """Pauses or resumes it; `message` (None: unchanged) is what people read while it is paused.
     Takes the row lock."""
     with transaction.atomic():
-        row = _locked(connection)
+        row = lock_connection(connection)
         row.enabled = enabled
         if message is not None:
             row.paused_message = _cleaned(_merged(row, {"paused_message": message}))[
@@ -319,7 +319,7 @@ def set_mid_stream(actor: Actor, connection: Connection, behaviour: str) -> None
     if behaviour not in ("", *MidStream.values):
         raise ValidationError({"mid_stream_behavior": [_("Use steer, queue, or nothing.")]})
     with transaction.atomic():
-        row = _locked(connection)
+        row = lock_connection(connection)
         row.mid_stream_behavior = behaviour
         row.imported_as.pop("midStreamBehavior", None)
         row.save(update_fields=["mid_stream_behavior", "imported_as"])
@@ -334,7 +334,7 @@ def take_models(
     list made by hand is never touched) or when the settings were edited meanwhile. What was
     validated stays validated. Takes the row lock."""
     with transaction.atomic():
-        row = _locked(connection)
+        row = lock_connection(connection)
         if not row.models_synced or row.revision != connection.revision:
             return None
         merged = sync.merge(row.models, listed, row.default_model)
@@ -393,170 +393,14 @@ def move(actor: Actor, connection: Connection, to: int) -> None:
         reorder(actor, others)
 
 
-# -- workspaces ------------------------------------------------------------------------------------
-
-
-def set_workspace_default(
-    actor: Actor, workspace: Workspace, connection: Connection | None
-) -> None:
-    """The workspace's default, None for none. It must have access already. Takes the locks of the
-    workspace's rows."""
-    with transaction.atomic():
-        _lock_workspace(workspace)
-        rows = {
-            row.connection_id: row
-            for row in WorkspaceConnection.objects.filter(workspace=workspace).select_related(
-                "connection"
-            )
-        }
-        if connection is not None:
-            connection = _locked(connection)
-            if connection.access == AccessMode.CHOSEN and connection.pk not in rows:
-                raise ValidationError(
-                    {"connection": [_("This workspace has no access to the connection.")]}
-                )
-        for row in rows.values():
-            if not row.is_default or (connection and row.connection_id == connection.pk):
-                continue
-            row.is_default = False
-            if row.connection.access == AccessMode.ALL and row.says_nothing:
-                row.delete()
-            else:
-                row.save(update_fields=["is_default"])
-        if connection is not None:
-            WorkspaceConnection.objects.update_or_create(
-                workspace=workspace, connection=connection, defaults={"is_default": True}
-            )
-        record(
-            actor,
-            "workspace.default",
-            workspace,
-            workspace_id=workspace.pk,
-            connection=connection.slug if connection else "",
-        )
-
-
-def set_allowed_models(
-    actor: Actor, workspace: Workspace, connection: Connection, models: Sequence[str] | None
-) -> None:
-    """The models of a connection that a workspace uses, None for every one. It must have access
-    already. Takes the lock of the workspace's rows."""
-    with transaction.atomic():
-        _lock_workspace(workspace)
-        row = _locked(connection)
-        link = _link(workspace, row)
-        _check_models(row, models)
-        if models is not None and len(link.among_granted(list(models))) < len(models):
-            raise ValidationError({"models": [_("Choose among the models that are granted.")]})
-        link.allowed_models = None if models is None else list(models)
-        _save_or_drop(link)
-        record(
-            actor,
-            "workspace.models",
-            workspace,
-            workspace_id=workspace.pk,
-            connection=row.slug,
-            models="all" if models is None else len(models),
-        )
-
-
-def set_access(
-    actor: Actor, connection: Connection, *, access: str, workspaces: Iterable[uuid.UUID]
-) -> list[str]:
-    """Who may use it: `all` workspaces or the `chosen` ones named. What a workspace was granted or
-    uses of its models stays as long as it has access. Returns the names of the workspaces that
-    lost their default by it. Takes the row lock."""
-    if access not in AccessMode.values:
-        raise ValidationError({"access": [_("Use all or chosen.")]})
-    with transaction.atomic():
-        row = _locked(connection)
-        links = {link.workspace_id: link for link in row.workspace_rows.select_related("workspace")}
-        cleared, chosen = [], set(workspaces) if access == AccessMode.CHOSEN else set()
-        for workspace_id, link in links.items():
-            if access == AccessMode.CHOSEN and workspace_id not in chosen:
-                if link.is_default:
-                    cleared.append(link.workspace.name)
-                link.delete()
-            elif access == AccessMode.ALL and link.says_nothing:
-                link.delete()
-        WorkspaceConnection.objects.bulk_create(
-            WorkspaceConnection(workspace_id=workspace_id, connection=row)
-            for workspace_id in sorted(chosen - links.keys())
-        )
-        row.access = access
-        row.save(update_fields=["access"])
-        record(
-            actor,
-            "connection.access",
-            row,
-            access=access,
-            workspaces=[str(pk) for pk in sorted(chosen)],
-            cleared_workspaces=cleared,
-        )
-    connection.access = access
-    return cleared
-
-
-def set_granted_models(
-    actor: Actor, workspace: Workspace, connection: Connection, models: Sequence[str] | None
-) -> None:
-    """The models of a connection that a workspace may use at all, None for every one. It must have
-    access already. Takes the lock of the workspace's rows."""
-    with transaction.atomic():
-        _lock_workspace(workspace)
-        row = _locked(connection)
-        link = _link(workspace, row)
-        _check_models(row, models)
-        link.granted_models = None if models is None else list(models)
-        _save_or_drop(link)
-        record(
-            actor,
-            "workspace.grant",
-            workspace,
-            workspace_id=workspace.pk,
-            connection=row.slug,
-            models="all" if models is None else len(models),
-        )
-
-
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def _link(workspace: Workspace, row: Connection) -> WorkspaceConnection:
-    """The workspace's row, or a new one where the connection is open to all."""
-    link = WorkspaceConnection.objects.filter(workspace=workspace, connection=row).first()
-    if link is None and row.access == AccessMode.CHOSEN:
-        raise ValidationError(
-            {"connection": [_("This workspace has no access to the connection.")]}
-        )
-    return link or WorkspaceConnection(workspace=workspace, connection=row)
-
-
-def _check_models(row: Connection, models: Sequence[str] | None) -> None:
-    if unknown := [model for model in models or () if model not in row.model_ids]:
-        raise ValidationError(
-            {"models": [_("The connection has no model “%(id)s”.") % {"id": unknown[0]}]}
-        )
-
-
-def _save_or_drop(link: WorkspaceConnection) -> None:
-    if not (link.connection.access == AccessMode.ALL and link.says_nothing):
-        link.save()
-    elif not link._state.adding:
-        link.delete()
-
-
-def _locked(connection: Connection) -> Connection:
+def lock_connection(connection: Connection) -> Connection:
     row = Connection.objects.select_for_update().filter(pk=connection.pk, deleted_at=None).first()
     if row is None:
         raise ValidationError(_("This connection was deleted."))
     return row
-
-
-def _lock_workspace(workspace: Workspace) -> None:
-    """Without its key: a row that refers to the workspace, written under a connection's lock, isn't
-    held up, else the two could wait for each other."""
-    Workspace.objects.select_for_update(no_key=True).get(pk=workspace.pk)
 
 
 def lock_list() -> dict[uuid.UUID, Connection]:

@@ -15,7 +15,7 @@ from django.utils.functional import Promise, cached_property
 from django.utils.translation import gettext as _t
 from django.utils.translation import gettext_lazy as _
 
-from connections import actions, providers, validation
+from connections import actions, grants, providers, validation
 from connections.choices import (
     ALLOWED_AUTH,
     SECRET_FIELDS,
@@ -275,7 +275,7 @@ class ConnectionForm(forms.Form):
         before = {row.workspace_id for row in connection.workspace_rows.all()}
         same = access == AccessMode.ALL or chosen == before
         if access != connection.access or not same:
-            actions.set_access(actor, connection, access=access, workspaces=chosen)
+            grants.set_access(actor, connection, access=access, workspaces=chosen)
 
     def _take(self, error: ValidationError) -> None:
         by_field = error.error_dict if hasattr(error, "error_dict") else {None: [error]}

@@ -12,7 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from connections import actions, schema
+from connections import actions, grants, schema
 from connections.choices import AccessMode
 from connections.models import Connection, Secret, WorkspaceConnection
 from connections.schema import DefaultRow, Document, Exported, Generation, Plan, Result, Row
@@ -264,7 +264,7 @@ def _set_default(actor: actions.Actor, row: DefaultRow, there: dict[str, Connect
             return row
         space = space or create_workspace(actor, row.label, slug=row.space_slug)
         if row.slug:
-            actions.set_workspace_default(actor, space, there[row.slug])
+            grants.set_workspace_default(actor, space, there[row.slug])
     except ValidationError as error:
         return dataclasses.replace(row, result=Result.REFUSED, reason=" ".join(error.messages))
     return dataclasses.replace(row, workspace=space)

@@ -23,7 +23,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, health, sign_in, tasks, validation
+from connections import actions, display, grants, health, sign_in, tasks, validation
 from connections.capabilities import usable_models
 from connections.deleting import recently_deleted
 from connections.forms import WRITE_ONLY, ConnectionForm
@@ -394,7 +394,7 @@ def ai_default(request: HttpRequest, workspace: str) -> HttpResponse:
     slug = request.POST.get("connection", "").replace("\0", "\ufffd")  # PostgreSQL takes no NUL
     visible = Connection.objects.visible_to(access.workspace)
     connection = get_object_or_404(visible, slug=slug) if slug else None
-    actions.set_workspace_default(request.user, access.workspace, connection)
+    grants.set_workspace_default(request.user, access.workspace, connection)
     name = connection.name if connection else _("the global default")
     messages.success(request, _("New sessions take %(name)s now.") % {"name": name})
     return SeeOther(reverse("ai:settings", args=[workspace]))
@@ -412,7 +412,7 @@ def ai_models(request: HttpRequest, workspace: str, slug: str) -> HttpResponse:
     if request.method == "POST":
         chosen = list(dict.fromkeys(request.POST.getlist("model")))
         models = None if set(chosen) >= set(granted) else chosen
-        actions.set_allowed_models(request.user, access.workspace, connection, models)
+        grants.set_allowed_models(request.user, access.workspace, connection, models)
         words = {"name": connection.name}
         messages.success(request, _("The models of “%(name)s” are saved.") % words)
         return SeeOther(reverse("ai:settings", args=[workspace]))

@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 
-from connections import actions
+from connections import grants
 from connections.choices import AccessMode
 from connections.views import SeeOther, answers_refusals, connection_crumbs, connection_for
 from workspaces.models import Workspace
@@ -23,7 +23,7 @@ def connection_access(request: HttpRequest, slug: str) -> HttpResponse:
     spaces = list(Workspace.objects.order_by("name", "slug"))
     if request.method == "POST":
         chosen = set(request.POST.getlist("workspaces"))
-        cleared = actions.set_access(
+        cleared = grants.set_access(
             request.user,
             connection,
             access=request.POST.get("access", ""),
@@ -55,7 +55,7 @@ def connection_grant(request: HttpRequest, slug: str, workspace: str) -> HttpRes
     if request.method == "POST":
         chosen = list(dict.fromkeys(request.POST.getlist("model")))
         models = None if set(chosen) >= set(connection.model_ids) else chosen
-        actions.set_granted_models(request.user, space, connection, models)
+        grants.set_granted_models(request.user, space, connection, models)
         words = {"name": space.name}
         messages.success(request, _("The models granted to %(name)s are saved.") % words)
         return SeeOther(reverse("connections:access", args=[slug]))

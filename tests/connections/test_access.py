@@ -3,8 +3,8 @@
 import pytest
 from django.core.exceptions import ValidationError
 
-from connections.actions import set_access, set_allowed_models, set_granted_models
 from connections.capabilities import usable_models
+from connections.grants import set_access, set_allowed_models, set_granted_models
 from connections.models import Connection, WorkspaceConnection
 from tests.builders import give_access, make_connection, make_workspace
 from workspaces.models import AuditEvent, Role

@@ -13,15 +13,14 @@ from connections.actions import (
     create,
     move,
     reorder,
-    set_access,
     set_enabled,
     set_global_default,
     set_mid_stream,
-    set_workspace_default,
     update,
 )
 from connections.choices import Status
 from connections.deleting import delete
+from connections.grants import set_access, set_workspace_default
 from connections.models import Connection, Secret, WorkspaceConnection
 from connections.targets import target_of
 from tests.builders import KEY, give_access, make_connection, make_secret, make_workspace

@@ -7,8 +7,9 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from connections import deleting, registry
-from connections.actions import reorder, set_workspace_default
+from connections.actions import reorder
 from connections.deleting import delete, purge_tombstones, undo
+from connections.grants import set_workspace_default
 from connections.models import Connection, WorkspaceConnection
 from connections.registry import Dependents
 from sessions.continuing import successors

@@ -12,7 +12,7 @@ import pytest
 from django.core import signing
 from django.core.files.uploadedfile import SimpleUploadedFile
 
-from connections import actions, deleting, views_transfer
+from connections import actions, deleting, grants, views_transfer
 from connections.models import Connection, ProbeResult, WorkspaceConnection
 from sessions.models import ChatSession
 from tests.builders import KEY, make_connection, make_user, make_workspace
@@ -273,7 +273,7 @@ def test_everything_that_was_shown_is_looked_at_again(client, how):
     elif how == "default":
         actions.set_global_default("command", make_connection("third"))
     else:
-        actions.set_workspace_default("command", support, Connection.objects.get(slug="other"))
+        grants.set_workspace_default("command", support, Connection.objects.get(slug="other"))
     before = digest()
     assert apply(client, shown).status_code == 409
     assert digest() == before
@@ -473,7 +473,7 @@ def test_the_largest_file_comes_through(client):
 def test_a_workspace_without_access_is_refused_before(client):
     closed = make_connection("closed", access="chosen")
     support, sales = make_workspace("support"), make_workspace("sales")
-    actions.set_access("command", closed, access="chosen", workspaces=[sales.pk])
+    grants.set_access("command", closed, access="chosen", workspaces=[sales.pk])
     spaces = [
         {"name": name, "defaults": {"defaultLlmConnection": "closed"}}
         for name in ("Support", "Sales", "Nowhere")

@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
-from connections import actions, schema
+from connections import actions, grants, schema
 from connections.models import Connection, Secret, WorkspaceConnection
 from connections.schema import Result
 from connections.transfer import import_document
@@ -169,7 +169,7 @@ def test_an_export_holds_no_secret():
 def test_a_workspace_without_access_keeps_its_default(support):
     bring_in(compat())
     connection = Connection.objects.get()
-    actions.set_access("command", connection, access="chosen", workspaces=[])
+    grants.set_access("command", connection, access="chosen", workspaces=[])
     plan = bring_in(
         compat(),
         workspaces=[{"name": "Support", "defaults": {"defaultLlmConnection": "one"}}],
