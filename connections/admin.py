@@ -29,7 +29,7 @@ from connections.models import (
 from connections.providers.base import ErrorKind
 from connections.sentences import Reason, sentence
 from connections.validation import FIELDS, clean_connection
-from workspaces.admin import Audited, ReadOnly
+from workspaces.admin import Audited, FewChoices, ReadOnly
 
 
 class ConnectionAdminForm(forms.ModelForm):
@@ -240,7 +240,7 @@ class SignInAdmin(ReadOnly, admin.ModelAdmin):
     """Who tried to sign a connection in, and how it ended: what proves it isn't loaded."""
 
     list_display = ("started_at", "connection", "started_by", "state", "expires_at")
-    list_filter = ("state", "connection")
+    list_filter = ("state", ("connection", FewChoices))
     list_select_related = ("connection", "started_by")
     search_fields = ("connection__name", "connection__slug", "started_by__email")
     date_hierarchy = "started_at"
@@ -255,7 +255,7 @@ class WorkspaceConnectionAdmin(Audited, ReadOnly, admin.ModelAdmin):
     """Given on the connection's page and the workspace's settings; can be taken away here."""
 
     list_display = ("workspace", "connection", "is_default", "granted_models", "allowed_models")
-    list_filter = ("is_default", "workspace", "connection")
+    list_filter = ("is_default", ("workspace", FewChoices), ("connection", FewChoices))
     list_select_related = ("workspace", "connection")
     search_fields = ("workspace__name", "connection__name", "connection__slug")
     fields = ("workspace", "connection", "is_default", "granted_models", "allowed_models")
@@ -277,10 +277,9 @@ class ProbeResultAdmin(ReadOnly, admin.ModelAdmin):
         *("started_at", "connection", "trigger", "passed", "error_kind", "latency_ms"),
         "requested_by",
     )
-    list_filter = ("passed", ErrorFilter, "connection")
+    list_filter = ("passed", ErrorFilter, "started_at", ("connection", FewChoices))
     list_select_related = ("connection", "requested_by")
     search_fields = ("connection__name", "connection__slug")
-    date_hierarchy = "started_at"
     show_full_result_count = False
     fields = (
         *("connection", "started_at", "finished_at", "trigger", "requested_by", "revision"),
@@ -313,7 +312,7 @@ class AlertOptOutAdmin(ReadOnly, admin.ModelAdmin):
 @admin.register(Alert)
 class AlertAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ("at", "connection", "state", "error_kind", "since", "mail", "webhook")
-    list_filter = ("state", ErrorFilter, "mail", "webhook", "connection")
+    list_filter = ("state", ErrorFilter, "mail", "webhook", ("connection", FewChoices))
     list_select_related = ("connection",)
     search_fields = ("connection__name", "connection__slug")
     date_hierarchy = "at"

@@ -22,7 +22,7 @@ from sessions.models import (
     Turn,
     UsageDay,
 )
-from workspaces.admin import Audited, ReadOnly
+from workspaces.admin import Audited, FewChoices, ReadOnly
 
 
 @admin.register(ChatSession)
@@ -31,10 +31,14 @@ class ChatSessionAdmin(ReadOnly, admin.ModelAdmin):
         *("__str__", "workspace", "owner", "connection", "locked", "model", "shared"),
         "updated_at",
     )
-    list_filter = ("shared", ("locked_at", admin.EmptyFieldListFilter), "workspace", "connection")
+    list_filter = (
+        "shared",
+        ("locked_at", admin.EmptyFieldListFilter),
+        ("workspace", FewChoices),
+        ("connection", FewChoices),
+    )
     list_select_related = ("workspace", "owner", "connection")
     search_fields = ("title", "owner__email", "id")
-    date_hierarchy = "updated_at"
     show_full_result_count = False
     fields = (
         *("title", "workspace", "owner", "shared", "read_only", "archived_at"),
@@ -54,10 +58,14 @@ class TurnAdmin(ReadOnly, admin.ModelAdmin):
         *("input_tokens", "output_tokens", "created_at", "ended_at"),
     )
     list_display_links = ("chat", "number")
-    list_filter = ("state", ErrorFilter, "chat__workspace", "chat__connection")
+    list_filter = (
+        "state",
+        ErrorFilter,
+        ("chat__workspace", FewChoices),
+        ("chat__connection", FewChoices),
+    )
     list_select_related = ("chat", "started_by")
     search_fields = ("chat__title", "chat__id", "model")
-    date_hierarchy = "created_at"
     ordering = ("-created_at",)
     show_full_result_count = False
     fields = (
@@ -72,10 +80,12 @@ class TurnAdmin(ReadOnly, admin.ModelAdmin):
 class MessageAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ("chat", "seq", "role", "delivery", "author", "beginning", "created_at")
     list_display_links = ("chat", "seq")
-    list_filter = ("role", "delivery", "is_complete", "chat__workspace")
+    list_filter = (
+        *("role", "delivery", "is_complete", "created_at"),
+        ("chat__workspace", FewChoices),
+    )
     list_select_related = ("chat", "author")
     search_fields = ("text", "chat__title", "chat__id")
-    date_hierarchy = "created_at"
     ordering = ("-created_at",)
     show_full_result_count = False
     fields = (
@@ -108,7 +118,7 @@ class ToolServerAdmin(Audited, ReadOnly, admin.ModelAdmin):
         *("name", "workspace", "prefix", "url", "enabled", "last_error", "last_error_at"),
         "created_by",
     )
-    list_filter = ("enabled", "workspace")
+    list_filter = ("enabled", ("workspace", FewChoices))
     list_select_related = ("workspace", "created_by")
     search_fields = ("name", "prefix", "url")
     fields = (

@@ -145,7 +145,7 @@ class Turn(models.Model):
     started_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=timezone.now, db_index=True)
     started_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)
 
@@ -234,7 +234,7 @@ class Message(models.Model):
     is_complete = models.BooleanField(default=True)
     # The event of the stream up to which this row holds the text; a page goes on from there.
     cursor = models.CharField(max_length=40, blank=True, default="", editable=False)
-    created_at = models.DateTimeField(default=timezone.now, db_default=Now())
+    created_at = models.DateTimeField(default=timezone.now, db_default=Now(), db_index=True)
 
     class Meta:
         verbose_name = _("message")

@@ -28,7 +28,8 @@ from workspaces.models import Role
 from workspaces.permissions import Access, workspace_for
 from workspaces.place import remember
 
-PAGE = 50
+PAGE = 40
+MOST_OFFERED = 50  # connections to filter by, those used last
 
 
 class Filter(forms.Form):
@@ -55,10 +56,8 @@ class Filter(forms.Form):
     def __init__(self, *args: Any, access: Access, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.access = access
-        used = Connection.objects.filter(
-            Exists(visible_chats(access).filter(connection=OuterRef("pk")))
-        )
-        named = used.order_by("name").values_list("slug", "name")[:200]
+        used = Connection.objects.filter(pk__in=visible_chats(access).values("connection"))
+        named = used.order_by("-last_used_at", "name").values_list("slug", "name")[:MOST_OFFERED]
         self.fields["connection"].choices = [("", _("Any")), *named]
 
     @property

@@ -11,6 +11,7 @@ queries are counted in the same requests. Each page is asked for once before it 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import os
@@ -69,24 +70,33 @@ def main() -> None:
     if chosen.inside:
         print(json.dumps(_inside(chosen)))
         return
-    from tests import postgres
-
     counts = f"{chosen.connections:,} connections, {chosen.sessions:,} sessions, "
     print(f"{counts}{chosen.messages:,} messages, {chosen.requests} requests a page\n")
     for name in ("sqlite", "postgresql"):
         if chosen.only in (None, name):
-            if name == "sqlite":
-                _measure(name, chosen, {})
-            else:
-                with postgres.cluster() as url:
-                    _measure(name, chosen, {"DATABASE_URL": url})
+            _measure(name)
 
 
-def _measure(name: str, chosen: argparse.Namespace, env: dict[str, str]) -> None:
-    """Ten of everything, then all of it, each in a process of its own."""
+@contextlib.contextmanager
+def _database(name: str) -> Iterator[dict[str, str]]:
+    """The environment of a server with an empty one."""
+    if name == "sqlite":
+        yield {}
+        return
+    from tests import postgres
+
+    with postgres.cluster() as url:
+        yield {"DATABASE_URL": url}
+
+
+def _measure(name: str) -> None:
+    """Ten of everything, then all of it, each in a process and a database of its own."""
     found = {}
     for size in ("ten", "all"):
-        with tempfile.TemporaryDirectory(prefix="patchbay-pages-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="patchbay-pages-") as folder,
+            _database(name) as env,
+        ):
             done = subprocess.run(
                 [sys.executable, "-m", "tests.bench.pages", *sys.argv[1:], "--inside", size],
                 cwd=ROOT,
@@ -227,7 +237,14 @@ def _fill(connections: int, sessions: int, messages: int) -> tuple[Any, Any]:
     Flag.objects.bulk_create(Flag(chat=c, user=alice) for c in chats[:: max(1, sessions // 50)])
     each = max(2, messages // sessions) // 2
     turns = [
-        Turn(chat=chat, number=n + 1, state="done", model="small", created_at=now, ended_at=now)
+        Turn(
+            chat=chat,
+            number=n + 1,
+            state="done",
+            model="small",
+            created_at=chat.updated_at + dt.timedelta(seconds=n),
+            ended_at=now,
+        )
         for chat in chats
         for n in range(each)
     ]
@@ -248,7 +265,7 @@ def _fill(connections: int, sessions: int, messages: int) -> tuple[Any, Any]:
                     step=int(role == "assistant"),
                     text=text,
                     parts=[{"t": "text", "text": text}],
-                    created_at=now,
+                    created_at=turn.created_at,
                 )
 
     batch: list[Message] = []
