@@ -18,7 +18,8 @@ from tests.sessions.hostile import load_hostile
 from tests.system.harness import Client, Patchbay, wait_for
 
 MODELS = [
-    *("markdown", "thinking-tools", "fast-30tps-90", "fast-30tps-200", "tools-3-1s"),
+    *("markdown", "thinking-tools", "fast-30tps-90", "fast-30tps-200", "fast-30tps-3000"),
+    "tools-3-1s",
     *("tools-forever-1s", "long-600", "err-401", "vision"),
 ]
 END = re.compile("done|failed|stopped|interrupted")
@@ -326,7 +327,7 @@ def test_two_changes_of_waiting_messages_at_once_both_show(
 def test_stop_gives_the_queued_texts_back_to_the_composer(
     patchbay: Patchbay, admin: Client, page: Page
 ):
-    page.goto(patchbay.url + new_session(admin, "fast-30tps-200", "queue"))
+    page.goto(patchbay.url + new_session(admin, "fast-30tps-3000", "queue"))
     send(page, "Tell me a tale")
     expect(page.locator("[data-role=assistant]")).to_contain_text("harbour")
     send(page, "first wish")
@@ -348,7 +349,7 @@ def test_texts_come_back_though_the_stop_button_is_gone_before_its_answer(
     patchbay: Patchbay, admin: Client, page: Page
 ):
     complaints = complaints_of(page)
-    page.goto(patchbay.url + new_session(admin, "fast-30tps-200", "queue"))
+    page.goto(patchbay.url + new_session(admin, "fast-30tps-3000", "queue"))
     send(page, "Tell me a tale")
     expect(page.locator("[data-role=assistant]")).to_contain_text("harbour")
     send(page, "a wish")

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import orjson
+import uvloop
 
 from tests.fakes.http import Exchange, Hang, Server, Step
 
@@ -78,7 +79,8 @@ class FakeMcp:
         self.aborted = 0
         self.hold: threading.Event | None = None  # when set, `search` answers only after it
         self._sessions: dict[str, str] = {}  # id → the path it was given on
-        self._loop = asyncio.new_event_loop()
+        # asyncio's own leaves a socket open that it accepted in the turn before the server closes
+        self._loop = uvloop.new_event_loop()
         self._server = Server(self._handle)
 
     def __enter__(self) -> Self:
