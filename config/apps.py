@@ -7,7 +7,11 @@ class ConfigConfig(AppConfig):
     verbose_name = "Patchbay"
 
     def ready(self) -> None:
-        from config import checks  # noqa: F401
+        from config import checks as checks
+        from config import palette as pages
+        from workspaces import palette
+
+        palette.offer(pages.commands)
 
 
 class PatchbayAdminConfig(AdminConfig):

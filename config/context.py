@@ -26,38 +26,42 @@ class NavItem:
     pages: str  # the beginning of the view names that light it up
     in_workspace: bool = True
     least: Role = Role.VIEWER  # in the workspace
+    key: str = ""  # goes there after g
 
 
 NAV = (
-    NavItem(_("Sessions"), "sessions:list", "messages", "sessions:"),
-    NavItem(_("AI settings"), "ai:settings", "settings", "ai:"),
-    NavItem(_("Tools"), "tools:list", "server", "tools:"),
-    NavItem(_("Usage"), "usage:workspace", "chart-bar", "usage:"),
-    NavItem(_("Members"), "members:list", "users", "members:"),
-    NavItem(_("Audit"), "audit:workspace", "history", "audit:", least=Role.ADMIN),
-    NavItem(_("Connections"), "connections:list", "plug", "connections:", in_workspace=False),
+    NavItem(_("Sessions"), "sessions:list", "messages", "sessions:", key="s"),
+    NavItem(_("AI settings"), "ai:settings", "settings", "ai:", key="a"),
+    NavItem(_("Tools"), "tools:list", "server", "tools:", key="t"),
+    NavItem(_("Usage"), "usage:workspace", "chart-bar", "usage:", key="u"),
+    NavItem(_("Members"), "members:list", "users", "members:", key="m"),
+    NavItem(_("Audit"), "audit:workspace", "history", "audit:", least=Role.ADMIN, key="l"),
+    NavItem(
+        _("Connections"), "connections:list", "plug", "connections:", in_workspace=False, key="c"
+    ),
     NavItem(_("Admin site"), "admin:index", "tool", "admin:", in_workspace=False),
 )
 
 
 def shell(request: HttpRequest) -> dict[str, Any]:
-    """`shell.workspaces`, `shell.workspace`, `nav`: evaluated only by pages that draw the rail, one
-    query."""
-    return {"shell": SimpleLazyObject(lambda: _shell(request))}
+    """`shell.workspaces`, `shell.workspace`, `shell.role` (there), `shell.may_create` (sessions
+    there), `shell.nav`: evaluated only by pages that draw the rail, one query."""
+    return {"shell": SimpleLazyObject(lambda: shell_of(request))}
 
 
-def _shell(request: HttpRequest) -> dict[str, Any]:
+def shell_of(request: HttpRequest, slug: str = "") -> dict[str, Any]:
+    """The shell in the workspace of the address, else of `slug`, else where one left off."""
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
-        return {"workspaces": [], "workspace": None, "nav": []}
+        return {"workspaces": [], "workspace": None, "role": None, "may_create": False, "nav": []}
     found = workspaces_of(user)
     if not user.is_instance_admin:
         found = found.annotate(role_here=F("memberships__role"))
     spaces: list[Workspace] = list(found[:100])
     match = request.resolver_match
-    slug = match.kwargs.get("workspace") if match else None
-    slug = slug or last_workspace(request)
-    space = next((s for s in spaces if s.slug == slug), spaces[0] if spaces else None)
+    known = {space.slug: space for space in spaces}
+    place = (match.kwargs.get("workspace") if match else None) or slug or last_workspace(request)
+    space = known.get(place) or (spaces[0] if spaces else None)
     here = match.view_name if match else ""
     role = Role(getattr(space, "role_here", Role.ADMIN))
 
@@ -69,9 +73,16 @@ def _shell(request: HttpRequest) -> dict[str, Any]:
             "label": item.label,
             "url": reverse(item.view, args=[space.slug] if item.in_workspace and space else []),
             "icon": item.icon,
+            "key": item.key,
             "current": here.startswith(item.pages),
         }
         for item in NAV
         if (may(item.least) if item.in_workspace else user.is_instance_admin)
     ]
-    return {"workspaces": spaces, "workspace": space, "nav": nav}
+    return {
+        "workspaces": spaces,
+        "workspace": space,
+        "role": role if space else None,
+        "may_create": may(Role.MEMBER),
+        "nav": nav,
+    }

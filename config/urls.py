@@ -1,7 +1,7 @@
 from django.contrib import admin
 from django.urls import include, path, re_path
 
-from config import views
+from config import palette, views
 
 handler400 = "config.views.bad_request"
 handler403 = "config.views.forbidden"
@@ -20,6 +20,8 @@ urlpatterns = [
     path("w/<str:workspace>/settings/tools/", include("sessions.tool_urls")),
     path("w/<str:workspace>/", include("sessions.urls")),
     path("admin/", admin.site.urls),
+    path("palette/", palette.palette, name="palette"),
+    path("shortcuts/", palette.shortcuts, name="shortcuts"),
     path("patterns/", views.patterns, name="patterns"),
     re_path(r"^healthz/?$", views.healthz, name="healthz"),
     re_path(r"^readyz/?$", views.readyz, name="readyz"),

@@ -12,7 +12,7 @@ import uuid
 
 from django.db import connection as database
 from django.db import transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.expressions import RawSQL
 
 from sessions.models import ChatSession, Message, SearchText, Turn
@@ -41,6 +41,20 @@ def find(chats: QuerySet[ChatSession], query: str) -> dict[uuid.UUID, int]:
     for chat_id, pk in texts.values_list("chat_id", "pk")[:MOST_FOUND]:
         found.setdefault(chat_id, pk)
     return found
+
+
+def find_titles(
+    chats: QuerySet[ChatSession], words: list[str], limit: int
+) -> QuerySet[ChatSession]:
+    """Of these sessions, in their order, those whose title has all the words. One query, which
+    reads every title: there are a hundred times fewer than texts. What the index doesn't know yet
+    is found by the title itself."""
+    titles = SearchText.objects.filter(message=None)
+    fresh = Q(search_due=True)
+    for word in words:
+        titles = titles.filter(text__contains=word.lower())
+        fresh &= Q(title__icontains=word)
+    return chats.filter(Q(pk__in=titles.values("chat")) | fresh)[:limit]
 
 
 def excerpt(text: str, query: str) -> tuple[str, str, str]:

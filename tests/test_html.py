@@ -26,6 +26,8 @@ ASKED = (
     "/connections/new/?provider_type=anthropic&auth_type=oauth",
     "/w/support/?q=nothing+like+it",
     "/audit/?q=nothing+like+it",
+    "/palette/?q=e",
+    "/palette/?q=nothing+like+it",
     "/nothing/",
 )
 WRONG = ("/connections/new/", "/connections/import/", "/accounts/login/", "/w/support/members/")

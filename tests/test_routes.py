@@ -240,6 +240,8 @@ def routes(world: World) -> dict[str, Route]:
             one("profile:sign_out_others", POST, Try("signed in", post=(303,))),
             one("profile:sign_out_device", POST, Try("signed in", args=(1,), post=(404,))),
             one("profile:unlink", POST, Try("signed in", post=(303,))),
+            one("palette", GET, Try("signed in")),
+            one("shortcuts", GET, Try("signed in")),
             one("patterns", GET, Try("staff")),
             one("healthz", GET, Try("everybody")),
             one("readyz", GET, Try("everybody", get=(200,))),

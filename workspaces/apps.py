@@ -8,7 +8,10 @@ class WorkspacesConfig(AppConfig):
     verbose_name = _("People and workspaces")
 
     def ready(self) -> None:
-        from workspaces import signals  # noqa: F401
+        from workspaces import commands, palette
+        from workspaces import signals as signals
+
+        palette.offer(commands.commands)
 
 
 class DevicesConfig(UserSessionsConfig):

@@ -52,6 +52,14 @@ function start() {
     event.preventDefault();
     send();
   });
+  // Up from an empty field: the last of one's own messages that waits.
+  draft.addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowUp" || draft.value || event.shiftKey || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    const last = [...document.querySelectorAll("#waiting .waiting-edit")].at(-1);
+    if (!last) return;
+    event.preventDefault();
+    last.open = true;
+  });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
     if (document.querySelector(":popover-open, dialog[open], .waiting-edit[open]") || event.target.closest("#chat-title")) return;
