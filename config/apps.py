@@ -11,7 +11,7 @@ class ConfigConfig(AppConfig):
         from config import palette as pages
         from workspaces import palette
 
-        palette.offer(pages.commands)
+        palette.offer(pages.commands, place=0)
 
 
 class PatchbayAdminConfig(AdminConfig):

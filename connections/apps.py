@@ -10,4 +10,4 @@ class ConnectionsConfig(AppConfig):
         from connections import commands
         from workspaces import palette
 
-        palette.offer(commands.commands)
+        palette.offer(commands.commands, place=2)

@@ -15,4 +15,4 @@ class SessionsConfig(AppConfig):
 
         registry.count_dependents_with(links.count_dependents)
         registry.find_choices_with(links.find_choice)
-        palette.offer(commands.commands)
+        palette.offer(commands.commands, place=1)

@@ -11,7 +11,7 @@ class WorkspacesConfig(AppConfig):
         from workspaces import commands, palette
         from workspaces import signals as signals
 
-        palette.offer(commands.commands)
+        palette.offer(commands.commands, place=3)
 
 
 class DevicesConfig(UserSessionsConfig):

@@ -63,14 +63,14 @@ class Hit:
 
 Source = Callable[[Asked], Iterable[Command]]
 
-_sources: list[Source] = []
+_sources: dict[Source, int] = {}
 
 
-def offer(source: Source) -> None:
-    """Registers who knows commands. Asked with a query it may leave out what doesn't match, and is
-    to be quick: a bounded number of queries and rows, and nothing that the person may not see."""
-    if source not in _sources:
-        _sources.append(source)
+def offer(source: Source, *, place: int) -> None:
+    """Registers who knows commands; within a group those of a smaller `place` stand first. A source
+    is to be quick: a bounded number of queries and rows, and nothing that the person may not see.
+    Asked with a query it may leave out what doesn't match."""
+    _sources[source] = place
 
 
 def typed(text: str) -> str:
@@ -82,7 +82,7 @@ def find(asked: Asked) -> list[tuple[Group, list[Hit]]]:
     """By group, the group with the best match first. Queries: the sources'."""
     patterns = [re.compile(re.escape(word), re.IGNORECASE) for word in asked.words]
     ranked: dict[Group, list[tuple[int, Command]]] = {group: [] for group in Group}
-    for source in reversed(_sources):  # what stands above knows best what one does most
+    for source in sorted(_sources, key=lambda one: _sources[one]):
         for command in source(asked):
             if (rank := _rank(command, patterns)) is not None:
                 ranked[command.group].append((rank, command))
