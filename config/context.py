@@ -34,8 +34,10 @@ NAV = (
     NavItem(_("Tools"), "tools:list", "server", "tools:"),
     NavItem(_("Usage"), "usage:workspace", "chart-bar", "usage:"),
     NavItem(_("Members"), "members:list", "users", "members:"),
+    NavItem(_("Settings"), "settings:workspace", "adjustments", "settings:", least=Role.ADMIN),
     NavItem(_("Audit"), "audit:workspace", "history", "audit:", least=Role.ADMIN),
     NavItem(_("Connections"), "connections:list", "plug", "connections:", in_workspace=False),
+    NavItem(_("People"), "people:list", "user", "people:", in_workspace=False),
     NavItem(_("Admin site"), "admin:index", "tool", "admin:", in_workspace=False),
 )
 

@@ -10,7 +10,9 @@ class SessionsConfig(AppConfig):
 
     def ready(self) -> None:
         from connections import registry
-        from sessions import links
+        from sessions import belongings, links
+        from workspaces.registry import keep_with
 
         registry.count_dependents_with(links.count_dependents)
         registry.find_choices_with(links.find_choice)
+        keep_with(belongings.Sessions())
