@@ -95,8 +95,11 @@ def delete(request: HttpRequest) -> HttpResponse:
     is asked for it, and who has none types the address alone."""
     person = request.user
     if not did_recently_reauthenticate(request):
-        there = f"{reverse('account_reauthenticate')}?{urlencode({'next': request.path})}"
-        return redirect(there)
+        answer = redirect(
+            f"{reverse('account_reauthenticate')}?{urlencode({'next': request.path})}"
+        )
+        answer.status_code = 303
+        return answer
     form = TypedForm(request.POST if request.method == "POST" else None, person=person)
     if request.method == "POST" and form.is_valid():
         try:
