@@ -26,9 +26,14 @@ ASKED = (
     "/connections/new/?provider_type=anthropic&auth_type=oauth",
     "/w/support/?q=nothing+like+it",
     "/audit/?q=nothing+like+it",
+    "/people/?q=nothing+like+it",
+    "/people/?show=nonsense",
     "/nothing/",
 )
-WRONG = ("/connections/new/", "/connections/import/", "/accounts/login/", "/w/support/members/")
+WRONG = (
+    *("/connections/new/", "/connections/import/", "/accounts/login/", "/w/support/members/"),
+    *("/people/invite/", "/w/support/settings/"),
+)
 
 CONTROLS = {"input", "select", "textarea"}
 INTERACTIVE = {"a", "button", "select", "textarea", "label", "details", "summary"}

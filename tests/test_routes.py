@@ -336,9 +336,9 @@ def routes(world: World) -> dict[str, Route]:
             ),
             # -- people
             one("people:list", GET, Try("instance admin")),
-            one("people:invite", FORM, Try("instance admin", post=(422,))),
+            one("people:invite", FORM, Try("instance admin", post=(200,))),
             person("detail", GET),
-            person("add", POST, post=(422,)),
+            person("add", POST, post=(303,), changes_people=True),
             person("admin", POST, data={"admin": "true"}, post=(303,), changes_people=True),
             person("deactivate", FORM, post=(303,), changes_people=True),
             person("activate", POST, post=(303,)),

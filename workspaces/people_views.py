@@ -199,12 +199,14 @@ def member_transfer(request: HttpRequest, workspace: str, person: uuid.UUID) -> 
         raise Http404
     form = ReceiverForm(request.POST if request.method == "POST" else None, space, giver, must=True)
     if request.method == "POST" and form.is_valid() and form.heir:
-        count = people.hand_over(access.user, space, giver, form.heir)
-        messages.success(
-            request,
-            _("%(who)s has %(count)d more sessions.") % {"who": form.heir.label, "count": count},
-        )
-        return _back(access, request, giver)
+        try:
+            count = people.hand_over(access.user, space, giver, form.heir)
+        except ValidationError as error:
+            form.add_error("receiver", error)
+        else:
+            said = _("%(who)s has %(count)d more sessions.")
+            messages.success(request, said % {"who": form.heir.label, "count": count})
+            return _back(access, request, giver)
     context = {
         "workspace": space,
         "giver": giver,

@@ -19,6 +19,7 @@ from connections.models import AlertOptOut
 from sessions import keeping
 from sessions.models import Attachment, ChatSession, Flag, Message, SearchText, UsageDay
 from tests.builders import PASSWORD, make_connection, make_member, make_user, make_workspace
+from tests.test_html import complaints
 from tests.world import make_talk
 from workspaces import audit, audit_chain, erasing, people, tasks
 from workspaces.models import AuditEvent, Erasure, Invitation, SignInKey, User
@@ -116,7 +117,10 @@ def test_nothing_names_the_person_afterwards(client_for, alice, bob, space, talk
     erasure = Erasure.objects.get()
     assert asked == [str(erasure.pk)]
     assert client.get("/w/support/").status_code == 302  # at once, before any worker
-    assert "0 of 1 sessions are gone" in admin.get(f"/people/{bob.pk}/").text
+    page = admin.get(f"/people/{bob.pk}/")
+    assert "0 of 1 sessions are gone" in page.text
+    assert complaints(page.text) == []
+    assert admin.get(f"/people/{bob.pk}/progress/").text.strip() in page.text
 
     tasks.erase_person(asked[0])
     assert not ChatSession.objects.filter(pk=talk.chat.pk).exists()
