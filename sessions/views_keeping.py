@@ -114,11 +114,12 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     chats = chats.select_related("owner", "connection").annotate(
         active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)),
         flagged=Exists(Flag.objects.filter(chat=OuterRef("pk"), user=access.user)),
-        owner_gone=people.gone("owner", "workspace"),
     )
-    admin = access.has(Role.ADMIN)
     page = Paginator(chats, PAGE).get_page(request.GET.get("page"))
     hits = [found[chat.pk] for chat in page if chat.pk in found]
+    givers = {access.user.pk} if access.has(Role.MEMBER) else set()
+    if access.has(Role.ADMIN):
+        givers |= people.gone_among(access.workspace, {chat.owner for chat in page})
     texts = SearchText.objects.exclude(message=None).select_related("message").in_bulk(hits)
     rows = [
         Row(
@@ -128,8 +129,7 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
             if (text := found.get(chat.pk)) in texts
             else None,
             chat.owner_id == access.user.pk,
-            access.has(Role.MEMBER)
-            and (chat.owner_id == access.user.pk or (admin and chat.owner_gone)),
+            chat.owner_id in givers,
         )
         for chat in page
     ]

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import secrets
 import uuid
+from collections.abc import Collection
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -241,11 +242,16 @@ def receivers(workspace: Workspace, giver: User) -> QuerySet[User]:
 
 def is_gone(workspace: Workspace, person: User) -> bool:
     """Whether somebody can no longer look after his sessions here. At most one query."""
-    if not person.is_active:
-        return True
-    if person.is_superuser:
-        return False
-    return not Membership.objects.filter(workspace=workspace, user=person).exists()
+    return person.pk in gone_among(workspace, [person])
+
+
+def gone_among(workspace: Workspace, found: Collection[User]) -> set[uuid.UUID]:
+    """Of these people those who can no longer look after their sessions here. At most one query."""
+    asked = [one.pk for one in found if one.is_active and not one.is_superuser]
+    members = Membership.objects.filter(workspace=workspace, user__in=asked)
+    here = set(members.values_list("user_id", flat=True))
+    off = {one.pk for one in found if not one.is_active}
+    return off | (set(asked) - here)
 
 
 def gone(owner: str, workspace: str) -> Q:
