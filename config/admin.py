@@ -8,6 +8,7 @@ from django.contrib import admin
 from django.contrib.admin.exceptions import DisallowedModelAdminLookup
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponseBase
 from django.urls import reverse
 from django.utils.decorators import method_decorator
@@ -43,7 +44,7 @@ class PatchbayAdminSite(admin.AdminSite):
         super().register(ours, admin_class, **options)
 
     def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Callable[..., Any]:
-        """Nothing here tells somebody who is signed in and no instance admin that it exists."""
+        """403 for who is signed in and no instance admin; nobody else gets past the sign-in."""
 
         guarded = super().admin_view(view, cacheable)
 
@@ -52,7 +53,7 @@ class PatchbayAdminSite(admin.AdminSite):
             request: HttpRequest, *args: Any, **kwargs: Any
         ) -> HttpResponseBase:
             if request.user.is_authenticated and not self.has_permission(request):
-                raise Http404
+                raise PermissionDenied
             if any(_refused(name, values) for name, values in request.GET.lists()):
                 raise DisallowedModelAdminLookup
             return guarded(request, *args, **kwargs)
@@ -62,6 +63,8 @@ class PatchbayAdminSite(admin.AdminSite):
     @method_decorator(login_not_required)
     def login(self, request: HttpRequest, extra_context: object = None) -> HttpResponseBase:
         if request.user.is_authenticated:
+            if not self.has_permission(request):
+                raise PermissionDenied
             raise Http404
         return redirect_to_login(
             request.GET.get("next") or reverse("admin:index"), reverse("account_login")

@@ -37,6 +37,22 @@ app.conf.beat_schedule = {
         "schedule": 3600.0,
         "options": {"expires": 3600, "queue": "probes"},
     },
+    "erase-people": {
+        "task": "workspaces.tasks.erase_due",
+        "schedule": 60.0,
+        "options": {"expires": 60, "queue": "probes"},
+    },
+    # Hourly, so that one machine that is on in the daytime alone keeps its word too.
+    "expire-sessions": {
+        "task": "sessions.tasks.expire",
+        "schedule": 3600.0,
+        "options": {"expires": 3600, "queue": "probes"},
+    },
+    "delete-doomed-sessions": {
+        "task": "sessions.tasks.delete_doomed",
+        "schedule": 60.0,
+        "options": {"expires": 60, "queue": "probes"},
+    },
     "sweep-sessions": {
         "task": "sessions.tasks.sweep",
         "schedule": 10.0,

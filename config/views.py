@@ -15,6 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from config import patterns as patterns_data
+from workspaces.permissions import need_instance_admin
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,7 @@ logger = logging.getLogger(__name__)
 @require_safe
 def patterns(request: HttpRequest) -> HttpResponse:
     """Every component in every tone, for those who work on the pages."""
-    if not request.user.is_staff:
-        raise Http404
+    need_instance_admin(request)
     sides = [patterns_data.samples("light"), patterns_data.samples("dark")]
     return render(request, "patterns.html", {"sides": sides})
 

@@ -41,6 +41,7 @@ from connections.sentences import sentence
 from workspaces import egress
 from workspaces.audit import record
 from workspaces.models import User
+from workspaces.registry import Keeper
 from workspaces.runtime import get_runtime
 from workspaces.vault import Plain, VaultError
 
@@ -511,3 +512,10 @@ def test(actor: User) -> dict[str, str]:
 async def _post_once(message: Message) -> str:
     async with egress.guarded_client(egress.tool_policy()) as client:
         return await _post(client, message)
+
+
+class Wishes(Keeper):
+    """What is kept here of a person: that one wants no mail."""
+
+    def forget(self, person: User) -> None:
+        AlertOptOut.objects.filter(user=person).delete()

@@ -8,6 +8,9 @@ class ConnectionsConfig(AppConfig):
 
     def ready(self) -> None:
         from connections import commands
+        from connections.alerts import Wishes
         from workspaces import palette
+        from workspaces.registry import keep_with
 
         palette.offer(commands.commands, place=2)
+        keep_with(Wishes())

@@ -15,13 +15,14 @@ from django.http import Http404, HttpRequest
 from django.utils.crypto import constant_time_compare
 
 from sessions.models import ChatSession, Turn
+from workspaces import people
 from workspaces.models import Membership, Role, User
 from workspaces.permissions import Access, workspace_for
 
 
 def visible_chats(access: Access) -> QuerySet[ChatSession]:
     """The workspace's sessions that a person may read."""
-    chats = ChatSession.objects.filter(workspace=access.workspace)
+    chats = ChatSession.objects.filter(workspace=access.workspace, doomed_at=None)
     return chats.filter(Q(owner=access.user) | Q(shared=True))
 
 
@@ -55,6 +56,23 @@ def owned_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Chat
     """As `writable_chat`, for the owner alone: sharing is the owner's."""
     chat = writable_chat(request, workspace, chat_id)
     if chat.owner_id != request.user.pk:
+        raise PermissionDenied
+    return chat
+
+
+def may_hand_over(chat: ChatSession) -> bool:
+    """Whether `chat.access` lets a person give a session to somebody else: the owner, or an admin
+    of the workspace where the owner is gone from it. At most one query."""
+    access: Access = chat.access  # type: ignore[attr-defined]
+    if chat.owner_id == access.user.pk:
+        return access.has(Role.MEMBER)
+    return access.has(Role.ADMIN) and people.is_gone(chat.workspace, chat.owner)
+
+
+def transferable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> ChatSession:
+    """The session, for whom `may_hand_over` lets."""
+    chat = readable_chat(request, workspace, chat_id)
+    if not may_hand_over(chat):
         raise PermissionDenied
     return chat
 
@@ -99,7 +117,7 @@ def watch_all(looks: Sequence[tuple[SignIn, uuid.UUID]]) -> list[Watch | SignedO
         chat.pk: chat
         for chat in ChatSession.objects.filter(pk__in={chat_id for _, chat_id in looks})
         .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
-        .only("workspace_id", "owner_id", "shared", "version")
+        .only("workspace_id", "owner_id", "shared", "version", "doomed_at")
     }
     members = set(
         Membership.objects.filter(
@@ -113,7 +131,7 @@ def watch_all(looks: Sequence[tuple[SignIn, uuid.UUID]]) -> list[Watch | SignedO
             return None
         if sign_in.key not in signed_in or not sign_in.proves(user):
             return SignedOut()
-        if chat is None or not (chat.owner_id == user.pk or chat.shared):
+        if chat is None or chat.doomed_at or not (chat.owner_id == user.pk or chat.shared):
             return None
         if not user.is_superuser and (user.pk, chat.workspace_id) not in members:
             return None

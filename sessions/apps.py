@@ -10,9 +10,11 @@ class SessionsConfig(AppConfig):
 
     def ready(self) -> None:
         from connections import registry
-        from sessions import commands, links
+        from sessions import belongings, commands, links
         from workspaces import palette
+        from workspaces.registry import keep_with
 
         registry.count_dependents_with(links.count_dependents)
         registry.find_choices_with(links.find_choice)
         palette.offer(commands.commands, place=1)
+        keep_with(belongings.Sessions())

@@ -67,6 +67,8 @@ class ChatSession(models.Model):
         verbose_name=_("continues"),
     )
     continued_turns = models.PositiveIntegerField(default=0, editable=False)
+    # Hidden since then, and on its way out piece by piece (`keeping.delete_doomed`).
+    doomed_at = models.DateTimeField(_("being deleted"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     updated_at = models.DateTimeField(_("last message"), default=timezone.now, db_index=True)
     version = models.PositiveIntegerField(default=0, editable=False)
@@ -86,6 +88,9 @@ class ChatSession(models.Model):
             models.Index(fields=["workspace", "-updated_at"], name="chat_by_workspace"),
             models.Index(
                 fields=["id"], condition=models.Q(search_due=True), name="chats_due_for_search"
+            ),
+            models.Index(
+                fields=["id"], condition=models.Q(doomed_at__isnull=False), name="chats_to_delete"
             ),
         ]
 

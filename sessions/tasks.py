@@ -11,7 +11,7 @@ from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from sessions import bus
+from sessions import belongings, bus, keeping
 from sessions.worker import get_crew
 from workspaces.runtime import get_runtime
 
@@ -30,6 +30,18 @@ def run_turn(turn_id: str) -> None:
 def sweep() -> None:
     """Beat's reminder: makes sure that this worker's own sweep runs."""
     get_crew().start()
+
+
+@shared_task(name="sessions.tasks.expire")
+def expire() -> None:
+    """Deletes old sessions of workspaces that keep them for a time only."""
+    belongings.expire_old()
+
+
+@shared_task(name="sessions.tasks.delete_doomed")
+def delete_doomed() -> None:
+    """Goes on with what is being deleted. One query when there is nothing."""
+    keeping.delete_doomed(seconds=40)
 
 
 def ring(turn_id: uuid.UUID) -> None:

@@ -231,6 +231,8 @@ def _send(
 ) -> Sent:
     """In `send`'s transaction."""
     chat = _lock(chat_id)
+    if chat.doomed_at is not None:
+        raise Refused("gone", _("This session is being deleted."))
     client_key = _storable_key(client_key)
     if client_key:
         same = Message.objects.filter(chat=chat, client_key=client_key).first()
@@ -467,6 +469,24 @@ def stop(chat_id: uuid.UUID, actor: User, *, queued: str = "return") -> list[Mes
     else:
         _changed(chat)
     return returned
+
+
+def halt(chat: ChatSession) -> bool:
+    """Ends everything in a session: what waits is cancelled, the reply asked to stop. Whether one
+    still runs; its worker ends it within seconds. Under the session's lock."""
+    Message.objects.filter(chat=chat, delivery__in=Message.WAITING).update(
+        delivery=Message.Delivery.CANCELLED, turn=None
+    )
+    turn = _active_turn(chat)
+    if turn is None:
+        return False
+    if turn.stop_requested_at is None:
+        turn.stop_requested_at = timezone.now()
+        turn.save(update_fields=["stop_requested_at"])
+    if turn.state == Turn.State.PENDING:
+        _end(chat, turn, Turn.State.STOPPED)
+        return False
+    return True
 
 
 @transaction.atomic

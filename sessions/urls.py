@@ -24,6 +24,7 @@ urlpatterns = [
     path(_chat + "flag/", views_keeping.chat_flag, name="flag"),
     path(_chat + "archive/", views_keeping.chat_archive, name="archive"),
     path(_chat + "delete/", views_keeping.chat_delete, name="delete"),
+    path(_chat + "transfer/", views_keeping.chat_transfer, name="transfer"),
     path(_chat + "export/", views_keeping.chat_export, name="export"),
     path(_chat + "rename/", views.chat_rename, name="rename"),
     path(_message + "edit/", views.message_edit, name="message_edit"),

@@ -57,7 +57,7 @@ def count(chat: ChatSession, turn: Turn) -> None:
     labels = {
         "workspace_label": chat.workspace.name,
         "connection_label": chat.connection.name if chat.connection else "",
-        "person_label": person.email if person else "",
+        "person_label": str(person) if person else "",
     }
     try:
         with transaction.atomic():

@@ -9,12 +9,13 @@ from typing import Any
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from connections.models import Connection
 from sessions import turns
-from sessions.access import readable_chat, writable_chat
+from sessions.access import may_hand_over, readable_chat, writable_chat
 from sessions.continuing import continue_on
 from sessions.images import ImageRefused, check_images
 from sessions.models import Attachment, ChatSession
@@ -79,6 +80,7 @@ def _context(
         "problem": problem,
         "client_key": uuid.uuid4().hex,
         "is_owner": chat.owner_id == access.user.pk,
+        "may_hand_over": SimpleLazyObject(lambda: may_hand_over(chat)),
     }
 
 

@@ -20,11 +20,13 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from connections.models import Connection
 from connections.resolve import resolve
 from sessions import export, keeping, search, turns
-from sessions.access import owned_chat, readable_chat, visible_chats
+from sessions.access import owned_chat, readable_chat, transferable_chat, visible_chats
 from sessions.keeping import Sharing
 from sessions.models import ChatSession, Flag, SearchText, Turn
 from sessions.views import answer, back_to
+from workspaces import people
 from workspaces.models import Role
+from workspaces.people_views import ReceiverForm
 from workspaces.permissions import Access, workspace_for
 from workspaces.place import remember
 
@@ -91,6 +93,7 @@ class Row:
     here: str
     excerpt: tuple[str, str, str] | None  # before, at and after what was searched for
     is_owner: bool
+    may_hand_over: bool
 
     @property
     def menu_id(self) -> str:
@@ -114,6 +117,9 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     )
     page = Paginator(chats, PAGE).get_page(request.GET.get("page"))
     hits = [found[chat.pk] for chat in page if chat.pk in found]
+    givers = {access.user.pk} if access.has(Role.MEMBER) else set()
+    if access.has(Role.ADMIN):
+        givers |= people.gone_among(access.workspace, {chat.owner for chat in page})
     texts = SearchText.objects.exclude(message=None).select_related("message").in_bulk(hits)
     rows = [
         Row(
@@ -123,6 +129,7 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
             if (text := found.get(chat.pk)) in texts
             else None,
             chat.owner_id == access.user.pk,
+            chat.owner_id in givers,
         )
         for chat in page
     ]
@@ -209,6 +216,43 @@ def chat_delete(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Htt
         ],
     }
     return render(request, "sessions/confirm_delete.html", context)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def chat_transfer(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """Hands a session to another member: by its owner, or by an admin of the workspace where the
+    owner is gone. POST: `receiver`."""
+    chat = transferable_chat(request, workspace, chat_id)
+    form = ReceiverForm(
+        request.POST if request.method == "POST" else None, chat.workspace, chat.owner, must=True
+    )
+    problem, status = "", 200
+    if request.method == "POST":
+        status = 422
+        if form.is_valid() and form.heir:
+            try:
+                keeping.transfer(chat.pk, request.user, form.heir)
+            except turns.Refused as refusal:
+                problem, status = str(refusal), 409
+            else:
+                said = _("The session is %(who)s's now.") % {"who": form.heir.label}
+                messages.success(request, said)
+                response = redirect("sessions:list", workspace)
+                response.status_code = 303
+                return response
+    context = {
+        "chat": chat,
+        "workspace": chat.workspace,
+        "form": form,
+        "problem": problem,
+        "is_owner": chat.owner_id == request.user.pk,
+        "crumbs": [
+            {"label": _("Sessions"), "url": reverse("sessions:list", args=[workspace])},
+            {"label": chat.title or _("New session"), "url": chat.get_absolute_url()},
+            {"label": _("Hand over"), "url": ""},
+        ],
+    }
+    return render(request, "sessions/transfer.html", context, status=status)
 
 
 @require_safe

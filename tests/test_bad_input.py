@@ -44,6 +44,8 @@ FIELDS = [
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),
     *("failures", "by_mail", "webhook_url", "webhook_secret", "remove_webhook", "mail"),
     *("prefix", "url", "headers", "tool", "tools_mode"),
+    *("receiver", "to-0-receiver", "instructions", "retention_days", "confirmed", "role", "admin"),
+    *("factor", "seen"),
 ]
 DEEP = "[" * 100_000
 VALUES = [

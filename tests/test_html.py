@@ -28,9 +28,14 @@ ASKED = (
     "/audit/?q=nothing+like+it",
     "/palette/?q=e",
     "/palette/?q=nothing+like+it",
+    "/people/?q=nothing+like+it",
+    "/people/?show=nonsense",
     "/nothing/",
 )
-WRONG = ("/connections/new/", "/connections/import/", "/accounts/login/", "/w/support/members/")
+WRONG = (
+    *("/connections/new/", "/connections/import/", "/accounts/login/", "/w/support/members/"),
+    *("/people/invite/", "/w/support/settings/"),
+)
 
 CONTROLS = {"input", "select", "textarea"}
 INTERACTIVE = {"a", "button", "select", "textarea", "label", "details", "summary"}

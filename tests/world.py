@@ -46,6 +46,7 @@ class World:
     private: Talk = None  # type: ignore[assignment]
     shared: Talk = None  # type: ignore[assignment]
     foreign: Talk = None  # type: ignore[assignment]
+    left: Talk = None  # type: ignore[assignment]
     server: ToolServer = None  # type: ignore[assignment]
     invitation: Invitation = None  # type: ignore[assignment]
     foreign_invitation: Invitation = None  # type: ignore[assignment]
@@ -88,6 +89,7 @@ def make_world() -> World:
     world.private = make_talk(support, owner, connection)
     world.shared = make_talk(support, owner, connection, shared=True)
     world.foreign = make_talk(sales, charlie, connection, shared=True)
+    world.left = make_talk(support, make_user("left@example.com"), connection)
     world.server, world.foreign_server = make_tool_server(support), make_tool_server(sales)
     world.invitation, world.foreign_invitation = make_invitation(support), make_invitation(sales)
     with transaction.atomic():

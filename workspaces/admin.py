@@ -17,9 +17,11 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 
 from workspaces import audit
+from workspaces.directory import LAST_ADMIN, is_last_admin
 from workspaces.models import (
     AuditEvent,
     AuditHead,
+    Erasure,
     Installation,
     Invitation,
     Membership,
@@ -115,13 +117,6 @@ class Audited:
 # -- people ----------------------------------------------------------------------------------------
 
 
-def _is_last_admin(user: User) -> bool:
-    """Whether nobody else could undo it. Takes the row locks of the instance admins, so that two
-    of them can't step down at once: call it in the transaction of the change."""
-    admins = User.objects.select_for_update().filter(is_superuser=True, is_active=True)
-    return [admin.pk for admin in admins.order_by("pk")] == [user.pk]
-
-
 _ADMIN_LABELS = {"is_superuser": _("Instance admin")}
 _ADMIN_HELP = {
     "is_superuser": _("Manages connections, people and every workspace of this installation.")
@@ -154,11 +149,8 @@ class PersonForm(UserChangeForm):
         steps_down = not (
             self.cleaned_data.get("is_active", True) and self.cleaned_data.get("is_superuser", True)
         )
-        if steps_down and _is_last_admin(self.instance):
-            raise ValidationError(
-                _("This is the last instance admin. Make somebody else one first."),
-                code="last_admin",
-            )
+        if steps_down and is_last_admin(self.instance):
+            raise ValidationError(LAST_ADMIN, code="last_admin")
         return data
 
 
@@ -227,7 +219,7 @@ class PersonAdmin(Audited, UserAdmin):
         return user.password if user else None
 
     def delete_model(self, request: HttpRequest, obj: User) -> None:
-        if _is_last_admin(obj):
+        if is_last_admin(obj):
             raise PermissionDenied
         super().delete_model(request, obj)
 
@@ -331,7 +323,7 @@ class AuditEventAdmin(ReadOnly, admin.ModelAdmin):
     search_fields = ("actor_label", "action", "target_label", "target_id")
     fields = (
         *("at", "actor_label", "action", "target_type", "target_label", "target_id"),
-        *("workspace_id", "details", "number", "key_id"),
+        *("workspace_id", "details", "number", "key_id", "redaction"),
     )
     show_full_result_count = False
 
@@ -355,6 +347,13 @@ class InstallationAdmin(ReadOnly, admin.ModelAdmin):
 class AuditHeadAdmin(ReadOnly, admin.ModelAdmin):
     list_display = ("number", "anchor_number", "pruned_at")
     fields = ("number", "seal", "anchor_number", "anchor_seal", "pruned_at")
+
+
+@admin.register(Erasure)
+class ErasureAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("user", "asked_by", "started_at", "total", "left", "finished_at")
+    list_select_related = ("user", "asked_by")
+    fields = ("user", "asked_by", "started_at", "total", "left", "finished_at")
 
 
 @admin.register(SignInKey)

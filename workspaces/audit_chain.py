@@ -4,24 +4,33 @@ Rows are written in their change's transaction without a number, so that no chan
 another's. The sealer, one at a time, numbers what was committed since and seals each row over the
 seal before: HMAC-SHA256 under a key derived from the instance key, whose id stands in the row. Who
 can write to the database but doesn't have that key can't make a seal.
+
+When a person's data is deleted, the name goes out of the rows (`redact`). Such a row keeps its
+seal, over which the next one stands, and gets a second seal over what it says now.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from django.db import transaction
+from django.db import models, transaction
+from django.db.models import Q
+from django.db.models.functions import Cast
 from django.utils import timezone
 
 from workspaces import audit, vault
-from workspaces.models import AuditEvent, AuditHead
+from workspaces.models import AuditEvent, AuditHead, User
 
 AT_ONCE = 500  # rows sealed in one transaction
 LATE = dt.timedelta(minutes=1)  # a row that is unsealed for so long is a finding
 _PURPOSE = "audit"
+_REDACTION = "audit redaction"
+REDACTED_AT_ONCE = 200  # rows of one transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +79,10 @@ def verify() -> Iterator[Finding]:
     for row in AuditEvent.objects.exclude(number=None).order_by("number").iterator(2000):
         if row.number != expected:
             yield _gap(expected, row.number - 1)
-        if row.key_id not in ring:
-            unknown[row.key_id] = unknown.get(row.key_id, 0) + 1
-        elif row.number == expected and _seal(ring, row, before) != row.seal:
+        key_id = row.redaction.partition(":")[0] or row.key_id
+        if key_id not in ring:
+            unknown[key_id] = unknown.get(key_id, 0) + 1
+        elif row.number == expected and not _is_as_sealed(ring, row, before):
             yield Finding(
                 "changed",
                 f"Row {row.number} ({row.action}, {row.at:%Y-%m-%d %H:%M:%S}) isn't what was "
@@ -118,13 +128,87 @@ def prune(before: dt.datetime) -> int:
     return gone
 
 
+def redact(person: User, addresses: Collection[str], label: str) -> int:
+    """Puts `label` where the rows name a person, by a link or by one of the addresses; how many
+    rows that changed. Reads every row once, writes in short transactions under the sealer's lock;
+    may be killed and called again. Raises `vault.KeyMissing`."""
+    texts = {variant for one in addresses for variant in (one, json.dumps(one)[1:-1])}
+    wanted = Q(actor=person) | Q(target_id=str(person.pk))
+    for text in texts:
+        wanted |= Q(actor_label__iexact=text) | Q(target_label__icontains=text)
+        wanted |= Q(said__icontains=text)
+    rows = AuditEvent.objects.annotate(said=Cast("details", models.TextField())).filter(wanted)
+    found = list(rows.order_by("number", "at", "pk").values_list("pk", flat=True))
+    name = re.compile(
+        "|".join(rf"(?<![\w.+-]){re.escape(one)}(?![\w-])" for one in addresses) or r"(?!)", re.I
+    )
+    changed = 0
+    for start in range(0, len(found), REDACTED_AT_ONCE):
+        changed += _redact(found[start : start + REDACTED_AT_ONCE], person, name, label)
+    return changed
+
+
+@transaction.atomic
+def _redact(keys: Collection[Any], person: User, name: re.Pattern[str], label: str) -> int:
+    AuditHead.objects.get_or_create(id=1)
+    end = AuditHead.objects.select_for_update().get(id=1)  # no row is sealed meanwhile
+    ring = vault.keyring()
+    changed = []
+    for row in AuditEvent.objects.filter(pk__in=keys):
+        was = (row.actor_label, row.target_label, row.details)
+        row.actor_label = label if row.actor_id == person.pk else name.sub(label, row.actor_label)
+        is_about = row.target_type == "user" and row.target_id == str(person.pk)
+        row.target_label = label if is_about else name.sub(label, row.target_label)[:254]
+        row.details = _without(name, label, row.details)
+        if was != (row.actor_label, row.target_label, row.details):
+            changed.append(row)
+    numbers = [row.number - 1 for row in changed if row.number is not None]
+    rows = AuditEvent.objects.filter(number__in=numbers).values_list("number", "seal")
+    seals = {end.anchor_number: end.anchor_seal, **dict(rows)}
+    for row in changed:
+        if row.number is not None:
+            seal = _redaction(ring, ring.primary, row, seals.get(row.number - 1, ""))
+            row.redaction = f"{ring.primary}:{seal}"
+    fields = ["actor_label", "target_label", "details", "redaction"]
+    AuditEvent.objects.bulk_update(changed, fields, batch_size=100)
+    return len(changed)
+
+
+def _without(name: re.Pattern[str], label: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return name.sub(label, value)
+    if isinstance(value, list):
+        return [_without(name, label, one) for one in value]
+    if isinstance(value, dict):
+        return {name.sub(label, key): _without(name, label, one) for key, one in value.items()}
+    return value
+
+
 def _gap(first: int, last: int) -> Finding:
     which = f"Row {first} is" if first == last else f"Rows {first} to {last} are"
     return Finding("missing", f"{which} missing.", first)
 
 
+def _is_as_sealed(ring: vault.Keyring, row: AuditEvent, before: str) -> bool:
+    if not row.redaction:
+        return _seal(ring, row, before) == row.seal
+    key_id, _sep, seal = row.redaction.partition(":")
+    return _redaction(ring, key_id, row, before) == seal
+
+
 def _seal(ring: vault.Keyring, row: AuditEvent, before: str) -> str:
     # The actor's row may be deleted later; his label stays.
+    data = _said(row, before)
+    return ring.mac(row.key_id, _PURPOSE, data.encode("utf-8", "surrogatepass")).hex()
+
+
+def _redaction(ring: vault.Keyring, key_id: str, row: AuditEvent, before: str) -> str:
+    """Over what a row says now and over its first seal, which can't be checked by itself."""
+    data = f"{row.seal} {row.key_id} {_said(row, before)}"
+    return ring.mac(key_id, _REDACTION, data.encode("utf-8", "surrogatepass")).hex()
+
+
+def _said(row: AuditEvent, before: str) -> str:
     said = [
         before,
         row.number,
@@ -138,5 +222,4 @@ def _seal(ring: vault.Keyring, row: AuditEvent, before: str) -> str:
         str(row.workspace_id or ""),
         row.details,
     ]
-    data = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return ring.mac(row.key_id, _PURPOSE, data.encode("utf-8", "surrogatepass")).hex()
+    return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

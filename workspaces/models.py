@@ -19,6 +19,7 @@ from workspaces.vault_models import VaultKey
 __all__ = [
     "AuditEvent",
     "AuditHead",
+    "Erasure",
     "Installation",
     "Invitation",
     "Membership",
@@ -58,6 +59,8 @@ class User(AbstractBaseUser, PermissionsMixin):
         _("active"), default=True, help_text=_("Switch off to end every access of this person.")
     )
     date_joined = models.DateTimeField(_("joined"), default=timezone.now, editable=False)
+    # Since when this row stands for nobody (`workspaces.erasing`): others' rows point at it.
+    erased_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
 
     objects: ClassVar[UserManager] = UserManager()
 
@@ -71,7 +74,7 @@ class User(AbstractBaseUser, PermissionsMixin):
         ordering = ["email"]
 
     def __str__(self) -> str:
-        return self.email
+        return self.name if self.erased_at else self.email
 
     def clean(self) -> None:
         super().clean()
@@ -108,6 +111,10 @@ class Workspace(models.Model):
         blank=True,
         max_length=20_000,
         help_text=_("A system prompt for every session of this workspace."),
+    )
+    # Sessions go so many days after their last message; None: never.
+    retention_days = models.PositiveSmallIntegerField(
+        _("days that sessions are kept"), null=True, blank=True, editable=False
     )
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
     members = models.ManyToManyField(User, through="Membership", related_name="workspaces")
@@ -220,6 +227,8 @@ class AuditEvent(models.Model):
     number = models.PositiveBigIntegerField(null=True, blank=True, unique=True, editable=False)
     seal = models.CharField(max_length=64, blank=True, default="", editable=False)
     key_id = models.CharField(max_length=16, blank=True, default="", editable=False)
+    # A second seal, where a deleted person's name was taken out after the first (`key:seal`).
+    redaction = models.CharField(max_length=100, blank=True, default="", editable=False)
 
     class Meta:
         verbose_name = _("audit event")
@@ -228,6 +237,8 @@ class AuditEvent(models.Model):
         indexes = [
             models.Index(fields=["-at", "-id"], name="audit_newest_first"),
             models.Index(fields=["workspace_id", "-at", "-id"], name="audit_of_a_workspace"),
+            models.Index(fields=["actor", "-at", "-id"], name="audit_by_a_person"),
+            models.Index(fields=["target_id", "-at", "-id"], name="audit_about_a_target"),
             models.Index(
                 fields=["at", "id"], condition=models.Q(number=None), name="audit_to_seal"
             ),
@@ -235,6 +246,35 @@ class AuditEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.action} {self.target_label}"
+
+
+class Erasure(models.Model):
+    """The deletion of a person's data, from the asking to the end: what goes on with it when a
+    worker was killed, and what a page shows of it. `left` counts sessions."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.OneToOneField(User, models.CASCADE, related_name="erasure")
+    asked_by = models.ForeignKey(
+        User, models.SET_NULL, null=True, blank=True, related_name="+", verbose_name=_("asked by")
+    )
+    started_at = models.DateTimeField(_("asked"), default=timezone.now)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+    total = models.PositiveIntegerField(_("sessions"), default=0)
+    left = models.PositiveIntegerField(_("sessions left"), default=0)
+    # A worker is at it until then; one that was killed leaves it to the next.
+    busy_until = models.DateTimeField(null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("deletion of a person")
+        verbose_name_plural = _("deletions of people")
+        ordering = ["-started_at", "id"]
+
+    def __str__(self) -> str:
+        return str(self.user_id)
+
+    @property
+    def done(self) -> int:
+        return max(0, self.total - self.left)
 
 
 class AuditHead(models.Model):

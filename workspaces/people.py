@@ -8,23 +8,25 @@ import hashlib
 import logging
 import secrets
 import uuid
+from collections.abc import Collection
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.mail import send_mail
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from workspaces import audit
+from workspaces import audit, registry
 from workspaces.models import Invitation, Membership, Role, User, Workspace
 
 logger = logging.getLogger(__name__)
 
 LASTS = dt.timedelta(days=7)
 MOST_OPEN = 200  # invitations of one workspace
+MOST_OFFERED = 500  # people to hand sessions to
 
 
 class InvitationRefused(Exception):
@@ -180,11 +182,14 @@ def accept(
 
 
 @transaction.atomic
-def change_role(actor: User, workspace: Workspace, membership_id: uuid.UUID, role: Role) -> None:
-    """Raises `ValidationError` when it would leave the workspace without an admin."""
+def change_role(
+    actor: User, workspace: Workspace, membership_id: uuid.UUID, role: Role
+) -> User | None:
+    """Whose it is, None when nobody was there. Raises `ValidationError` when it would leave the
+    workspace without an admin."""
     membership = _membership(workspace, membership_id)
     if membership is None or membership.role == role:
-        return
+        return membership.user if membership else None
     if role != Role.ADMIN:
         _keep_an_admin(actor, workspace, membership)
     before, membership.role = membership.role, role
@@ -198,12 +203,16 @@ def change_role(actor: User, workspace: Workspace, membership_id: uuid.UUID, rol
         role=role,
         before=before,
     )
+    return membership.user
 
 
 @transaction.atomic
-def remove(actor: User, workspace: Workspace, membership_id: uuid.UUID) -> bool:
+def remove(
+    actor: User, workspace: Workspace, membership_id: uuid.UUID, *, heir: User | None = None
+) -> bool:
     """Takes a member out, or lets one leave; open pages close, and what runs is stopped, within
-    seconds. Raises `ValidationError` for the last admin. False when nobody was there."""
+    seconds. The sessions go to the `heir`, or stay behind. Raises `ValidationError` for the last
+    admin. False when nobody was there."""
     membership = _membership(workspace, membership_id)
     if membership is None:
         return False
@@ -216,8 +225,63 @@ def remove(actor: User, workspace: Workspace, membership_id: uuid.UUID) -> bool:
         label=membership.user.email,
         role=membership.role,
     )
+    if heir is not None:
+        hand_over(actor, workspace, membership.user, heir)
     membership.delete()
     return True
+
+
+def receivers(workspace: Workspace, giver: User) -> QuerySet[User]:
+    """Who may be given the sessions of `giver`: whoever else may hold sessions there."""
+    return User.objects.filter(
+        is_active=True,
+        memberships__workspace=workspace,
+        memberships__role__in=(Role.ADMIN, Role.MEMBER),
+    ).exclude(pk=giver.pk)
+
+
+def is_gone(workspace: Workspace, person: User) -> bool:
+    """Whether somebody can no longer look after his sessions here. At most one query."""
+    return person.pk in gone_among(workspace, [person])
+
+
+def gone_among(workspace: Workspace, found: Collection[User]) -> set[uuid.UUID]:
+    """Of these people those who can no longer look after their sessions here. At most one query."""
+    asked = [one.pk for one in found if one.is_active and not one.is_superuser]
+    members = Membership.objects.filter(workspace=workspace, user__in=asked)
+    here = set(members.values_list("user_id", flat=True))
+    off = {one.pk for one in found if not one.is_active}
+    return off | (set(asked) - here)
+
+
+def gone(owner: str, workspace: str) -> Q:
+    """The same of rows that have an owner and a workspace, in a query."""
+    here = Membership.objects.filter(user=OuterRef(owner), workspace=OuterRef(workspace))
+    return Q(**{f"{owner}__is_active": False}) | (
+        Q(**{f"{owner}__is_superuser": False}) & ~Exists(here)
+    )
+
+
+@transaction.atomic
+def hand_over(actor: User, workspace: Workspace, giver: User, receiver: User) -> int:
+    """Gives all of a person's sessions in a workspace to another member; how many. Private ones
+    are the new owner's alone. A reply that runs goes on, and what waits too, while who asked for it
+    may still send. Raises `ValidationError` for a receiver who may not hold sessions there."""
+    if not receivers(workspace, giver).filter(pk=receiver.pk).exists():
+        raise ValidationError(_("Choose a member of this workspace who may hold sessions."))
+    count = registry.hand_over(workspace, giver, receiver)
+    if count:
+        audit.record(
+            actor,
+            "session.transfer",
+            workspace,
+            workspace_id=workspace.pk,
+            label=_("%(count)d sessions") % {"count": count},
+            sessions=count,
+            giver=str(giver),
+            receiver=str(receiver),
+        )
+    return count
 
 
 def _membership(workspace: Workspace, membership_id: uuid.UUID) -> Membership | None:

@@ -11,5 +11,6 @@ urlpatterns = [
     path(_here + "invitations/<uuid:invitation>/revoke/", views.member_revoke, name="revoke"),
     path(_here + "<uuid:membership>/role/", views.member_role, name="role"),
     path(_here + "<uuid:membership>/remove/", views.member_remove, name="remove"),
+    path(_here + "people/<uuid:person>/transfer/", views.member_transfer, name="transfer"),
     path("invitations/<str:token>/", views.invitation_accept, name="accept"),
 ]

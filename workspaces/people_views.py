@@ -12,15 +12,16 @@ from django.contrib.auth import login
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from workspaces import people
-from workspaces.models import Invitation, Membership, Role, User
+from workspaces import people, registry
+from workspaces.models import Invitation, Membership, Role, User, Workspace
 from workspaces.permissions import Access, workspace_for
 from workspaces.place import remember
 
@@ -36,6 +37,36 @@ class InviteForm(forms.Form):
         },
     )
     role = forms.ChoiceField(label=gettext_lazy("Role"), choices=Role.choices, initial=Role.MEMBER)
+
+
+class ReceiverForm(forms.Form):
+    """Who gets a person's sessions in a workspace; nobody, where that may be."""
+
+    receiver = forms.ChoiceField(label=gettext_lazy("Hand the sessions to"), required=False)
+
+    def __init__(
+        self, data: Any, workspace: Workspace, giver: User, *, must: bool = False, prefix: str = ""
+    ) -> None:
+        super().__init__(data, prefix=prefix or None)
+        found = people.receivers(workspace, giver).order_by("email")
+        self.people = {str(one.pk): one for one in found[: people.MOST_OFFERED]}
+        named = [(key, _named(one)) for key, one in self.people.items()]
+        nobody = _("Choose somebody") if must else _("Nobody: leave them as they are")
+        self.fields["receiver"].choices = [("", nobody), *named]
+        self.fields["receiver"].required = must
+        self.fields["receiver"].error_messages = {
+            "required": _("Choose somebody."),
+            "invalid_choice": _("Choose a member of this workspace who may hold sessions."),
+        }
+
+    @property
+    def heir(self) -> User | None:
+        """Of a valid form."""
+        return self.people.get(self.cleaned_data["receiver"])
+
+
+def _named(person: User) -> str:
+    return f"{person.name} ({person.email})" if person.name else person.email
 
 
 class JoinForm(forms.Form):
@@ -113,20 +144,82 @@ def member_role(request: HttpRequest, workspace: str, membership: uuid.UUID) -> 
     if role not in Role.values:
         return _page(request, access, problem=_("Choose a role."), status=422)
     try:
-        people.change_role(access.user, access.workspace, membership, Role(role))
+        person = people.change_role(access.user, access.workspace, membership, Role(role))
     except ValidationError as error:
         return _page(request, access, problem=" ".join(error.messages), status=409)
-    return _back(access)
+    return _back(access, request, person)
 
 
-@require_POST
+@require_http_methods(["GET", "HEAD", "POST"])
 def member_remove(request: HttpRequest, workspace: str, membership: uuid.UUID) -> HttpResponse:
+    """Asks first, and offers to hand the sessions to somebody: `receiver`, or nobody."""
     access = workspace_for(request, workspace, Role.ADMIN)
-    try:
-        people.remove(access.user, access.workspace, membership)
-    except ValidationError as error:
-        return _page(request, access, problem=" ".join(error.messages), status=409)
-    return _back(access)
+    space = access.workspace
+    found = Membership.objects.filter(workspace=space, pk=membership).select_related("user").first()
+    if found is None:
+        if request.method == "POST":
+            return _back(access, request)  # somebody was faster
+        raise Http404
+    sessions = registry.sessions_by_workspace(found.user).get(space.pk, 0)
+    form = ReceiverForm(request.POST if request.method == "POST" else None, space, found.user)
+    problem, status = "", 200
+    if request.method == "POST":
+        status = 422
+        if form.is_valid():
+            try:
+                people.remove(access.user, space, membership, heir=form.heir)
+            except ValidationError as error:
+                problem, status = " ".join(error.messages), 409
+            else:
+                return _back(access, request, found.user)
+    context = {
+        "workspace": space,
+        "member": found,
+        "sessions": sessions,
+        "form": form,
+        "problem": problem,
+        "next": _next(request),
+        "crumbs": [
+            {"label": _("Members"), "url": reverse("members:list", args=[space.slug])},
+            {"label": found.user.label, "url": ""},
+        ],
+    }
+    return render(request, "workspaces/member_remove.html", context, status=status)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def member_transfer(request: HttpRequest, workspace: str, person: uuid.UUID) -> HttpResponse:
+    """Hands over all sessions that somebody left behind here: no admin takes those of a member
+    who is still there."""
+    access = workspace_for(request, workspace, Role.ADMIN)
+    space = access.workspace
+    giver = User.objects.filter(pk=person).first()
+    sessions = registry.sessions_by_workspace(giver).get(space.pk, 0) if giver else 0
+    if giver is None or not sessions or not people.is_gone(space, giver):
+        raise Http404
+    form = ReceiverForm(request.POST if request.method == "POST" else None, space, giver, must=True)
+    if request.method == "POST" and form.is_valid() and form.heir:
+        try:
+            count = people.hand_over(access.user, space, giver, form.heir)
+        except ValidationError as error:
+            form.add_error("receiver", error)
+        else:
+            said = _("%(who)s has %(count)d more sessions.")
+            messages.success(request, said % {"who": form.heir.label, "count": count})
+            return _back(access, request, giver)
+    context = {
+        "workspace": space,
+        "giver": giver,
+        "sessions": sessions,
+        "form": form,
+        "next": _next(request),
+        "crumbs": [
+            {"label": _("Members"), "url": reverse("members:list", args=[space.slug])},
+            {"label": giver.label, "url": ""},
+        ],
+    }
+    status = 422 if request.method == "POST" else 200
+    return render(request, "workspaces/member_transfer.html", context, status=status)
 
 
 @require_POST
@@ -167,6 +260,7 @@ def _page(
         "roles": Role.choices,
         "is_admin": is_admin,
         "invitations": people.open_invitations(access.workspace) if is_admin else [],
+        "left_behind": registry.left_behind(access.workspace) if is_admin else [],
         "form": form or InviteForm(),
         "link": link,
         "mailed": mailed,
@@ -177,8 +271,19 @@ def _page(
     return render(request, "workspaces/members.html", context, status=status)
 
 
-def _back(access: Access) -> HttpResponse:
-    answer = redirect("members:list", access.workspace.slug)
+def _next(request: HttpRequest) -> str:
+    """“person”, when it was asked for from the page of a person."""
+    asked = request.POST if request.method == "POST" else request.GET
+    return "person" if asked.get("next") == "person" else ""
+
+
+def _back(
+    access: Access, request: HttpRequest | None = None, person: User | None = None
+) -> HttpResponse:
+    if person and request and _next(request) and access.user.is_instance_admin:
+        answer = redirect("people:detail", person.pk)
+    else:
+        answer = redirect("members:list", access.workspace.slug)
     answer.status_code = 303
     return answer
 

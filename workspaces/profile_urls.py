@@ -7,5 +7,6 @@ urlpatterns = [
     path("", views.profile, name="show"),
     path("devices/sign-out/", views.sign_out_others, name="sign_out_others"),
     path("devices/<int:device>/sign-out/", views.sign_out_device, name="sign_out_device"),
+    path("delete/", views.delete, name="delete"),
     path("unlink/", views.unlink, name="unlink"),
 ]

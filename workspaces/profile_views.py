@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from allauth.account.internal.flows.reauthentication import did_recently_reauthenticate
 from allauth.mfa.utils import is_mfa_enabled
 from allauth.socialaccount.models import SocialAccount
 from allauth.usersessions.models import UserSession
 from django import forms
 from django.conf import settings
 from django.contrib import messages
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from workspaces import audit
+from workspaces import audit, erasing
 from workspaces.devices import Device, devices_of, end_others
+from workspaces.directory_views import TypedForm, deletion_context
 
 
 class ProfileForm(forms.Form):
@@ -82,6 +87,36 @@ def sign_out_others(request: HttpRequest) -> HttpResponse:
         audit.record(request.user, "user.devices", request.user, ended=ended)
     messages.success(request, _("All other devices are signed out."))
     return _back()
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def delete(request: HttpRequest) -> HttpResponse:
+    """Deletes one's own data, after a look at what that is: who didn't prove the password lately
+    is asked for it, and who has none types the address alone."""
+    person = request.user
+    if not did_recently_reauthenticate(request):
+        answer = redirect(
+            f"{reverse('account_reauthenticate')}?{urlencode({'next': request.path})}"
+        )
+        answer.status_code = 303
+        return answer
+    form = TypedForm(request.POST if request.method == "POST" else None, person=person)
+    if request.method == "POST" and form.is_valid():
+        try:
+            erasing.begin(person, person)
+        except ValidationError as error:
+            form.add_error(None, error)
+        else:
+            request.session.flush()
+            return render(request, "workspaces/profile_deleted.html")
+    context = {**deletion_context(person), "form": form, "back": reverse("profile:show")}
+    context["is_self"] = True
+    context["crumbs"] = [
+        {"label": _("Profile"), "url": reverse("profile:show")},
+        {"label": _("Delete"), "url": ""},
+    ]
+    status = 422 if request.method == "POST" else 200
+    return render(request, "workspaces/person_delete.html", context, status=status)
 
 
 @require_POST

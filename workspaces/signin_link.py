@@ -22,10 +22,10 @@ LASTS = dt.timedelta(minutes=15)
 _SALT = "patchbay.signin_link"
 
 
-def make(user: User) -> str:
+def make(user: User, actor: User | str = "command") -> str:
     """The link. Audited."""
     with transaction.atomic():
-        audit.record("command", "user.sign_in_link", user)
+        audit.record(actor, "user.sign_in_link", user)
     token = signing.dumps([str(user.pk), _state(user)], salt=_SALT)
     return settings.PUBLIC_URL + reverse("workspaces:sign_in_link", args=[token])
 

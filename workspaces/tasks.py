@@ -19,6 +19,7 @@ from django.utils.translation import gettext as _
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from workspaces import erasing, vault
 from workspaces.models import User
 
 logger = logging.getLogger(__name__)
@@ -63,3 +64,29 @@ def forget_ended_sign_ins() -> None:
     Session.objects.filter(expire_date__lt=timezone.now()).delete()
     going_on = Session.objects.filter(session_key=OuterRef("session_key"))
     UserSession.objects.filter(~Exists(going_on)).delete()
+
+
+def ask_to_erase(erasure_id: uuid.UUID, *, wait: float = 0) -> None:
+    """Has a worker go on with the deletion of a person. Never raises: beat asks every minute."""
+    try:
+        erase_person.apply_async((str(erasure_id),), countdown=wait, retry=False)
+    except (OperationalError, RedisError, OSError) as error:
+        logger.warning("a deletion can't be asked for (%s)", type(error).__name__)
+
+
+@shared_task(name="workspaces.tasks.erase_person", ignore_result=True)
+def erase_person(erasure_id: str) -> None:
+    try:
+        ended = erasing.run(uuid.UUID(erasure_id))
+    except vault.KeyMissing:
+        logger.error("a deletion waits: the audit can't be sealed without an instance key")
+        return
+    if not ended:
+        ask_to_erase(uuid.UUID(erasure_id), wait=2)
+
+
+@shared_task(name="workspaces.tasks.erase_due", ignore_result=True)
+def erase_due() -> None:
+    """Goes on with what a killed worker left. One query when there is nothing."""
+    for erasure_id in erasing.due():
+        erase_person(str(erasure_id))

@@ -49,6 +49,9 @@ PAGES = {
     "palette, a word": "/palette/?workspace=bench&q=session",
     "AI settings": "/w/bench/settings/ai/",
     "members": "/w/bench/members/",
+    "people": "/people/",
+    "a person": "/people/{person}/",
+    "a person's data": "/people/{person}/delete/",
     "usage": "/w/bench/usage/",
     "usage of all": "/usage/",
     "audit": "/w/bench/audit/",
@@ -151,11 +154,12 @@ def _inside(chosen: argparse.Namespace) -> dict[str, Any]:
         user, chat = _fill(*((10, 10, 100) if chosen.inside == "ten" else counts))
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
+    person = type(user).objects.exclude(pk=user.pk).values_list("pk", flat=True).first()
     client = Client(headers={"host": "127.0.0.1"})
     client.force_login(user)
     found = {}
     for page, path in PAGES.items():
-        address = path.format(chat=chat)
+        address = path.format(chat=chat, person=person)
         response = client.get(address)
         assert response.status_code == 200, (address, response.status_code)
         count[0] = 0

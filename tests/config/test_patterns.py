@@ -28,10 +28,10 @@ def test_an_admin_sees_every_component_on_both_sides(client, db):
     assert len(ids) == len(set(ids))
 
 
-def test_nobody_else_finds_the_page(client, db):
+def test_nobody_else_sees_the_page(client, db):
     assert client.get("/patterns/").status_code == 302
     client.force_login(User.objects.create_user("bob@example.org"))
-    assert client.get("/patterns/").status_code == 404
+    assert client.get("/patterns/").status_code == 403
 
 
 def test_every_icon_in_use_is_in_the_sprite():
