@@ -23,6 +23,7 @@ from connections.models import (
     Connection,
     ProbeResult,
     Secret,
+    SecretCandidate,
     SignIn,
     WorkspaceConnection,
 )
@@ -229,6 +230,24 @@ class SecretAdmin(ReadOnly, admin.ModelAdmin):
     fields = (
         *("connection", "purpose", "binding", "created_at", "created_by"),
         *("account", "account_kind", "expires_at", "ended_at", "renewals", "renewal_error"),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).defer("value", "hints")
+
+
+@admin.register(SecretCandidate)
+class SecretCandidateAdmin(ReadOnly, admin.ModelAdmin):
+    """That one is tried, and how far it came: nothing of its value is loaded."""
+
+    list_display = ("connection", "state", "binding", "created_at", "created_by", "expires_at")
+    list_filter = ("state",)
+    list_select_related = ("connection", "created_by")
+    search_fields = ("connection__name", "connection__slug", "binding")
+    date_hierarchy = "created_at"
+    fields = (
+        *("connection", "state", "binding", "created_at", "created_by", "expires_at"),
+        *("checked_at", "error_kind"),
     )
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:

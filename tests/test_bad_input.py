@@ -44,6 +44,7 @@ FIELDS = [
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),
     *("failures", "by_mail", "webhook_url", "webhook_secret", "remove_webhook", "mail"),
     *("prefix", "url", "headers", "tool", "tools_mode"),
+    *("replaces", "entered_for", "candidate", "turn", "secrets"),
 ]
 DEEP = "[" * 100_000
 VALUES = [

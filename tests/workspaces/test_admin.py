@@ -22,6 +22,7 @@ from connections.models import (
     Connection,
     ProbeResult,
     Secret,
+    SecretCandidate,
     SignIn,
     WorkspaceConnection,
 )
@@ -91,6 +92,14 @@ def make_rows(count, *, start=0):
             expires_at=at,
             binding=connection.binding,
             value=Plain("sealed-canary"),
+        )
+        SecretCandidate.objects.create(
+            connection=connection,
+            binding=connection.binding,
+            value=Plain("sealed-canary"),
+            created_at=at,
+            created_by=user,
+            expires_at=at,
         )
         chat = ChatSession.objects.create(
             workspace=space, owner=user, connection=connection, locked_at=at, updated_at=at
