@@ -105,6 +105,7 @@ def enter(
         candidate = SecretCandidate(
             connection=row,
             binding=row.binding,
+            value=Plain(json.dumps(values)),
             hints=hints_of(values),
             created_at=now,
             created_by=person,
@@ -113,7 +114,6 @@ def enter(
             due_at=now,
             checking_until=now + ASKED_FOR,
         )
-        candidate.value = Plain(json.dumps(values))
         try:
             candidate.save()
         except VaultError as error:

@@ -501,8 +501,8 @@ class SecretForm(forms.Form):
         for name in SECRET_FIELDS[AuthType(connection.auth_type)]:
             self.fields[name] = copy.deepcopy(ConnectionForm.base_fields[name])
         # What the person saw: another admin may change either before this is sent.
-        self.replaces = (data or {}).get("replaces", replaces)
-        self.entered_for = (data or {}).get("entered_for", connection.binding)
+        seen = {"replaces": replaces, "entered_for": connection.binding} if data is None else data
+        self.replaces, self.entered_for = seen.get("replaces", ""), seen.get("entered_for", "")
 
     def save(self, actor: User) -> SecretCandidate | Literal[False] | None:
         """The candidate, None when it is the secret in use, False when it is refused: the sentences
