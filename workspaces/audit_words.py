@@ -49,6 +49,7 @@ WORDS: dict[str, Promise] = {
     "secret.promote": _("promoted the new secret of"),
     "secret.renew": _("renewed the sign-in of"),
     "secret.renew_failed": _("could not renew the sign-in of"),
+    "secret.rotate": _("sealed with the first instance key the secrets of"),
     "secret.store": _("stored a secret for"),
     "secret.try": _("entered a new secret to try for"),
     "secret.use": _("used the secret of"),
