@@ -71,7 +71,7 @@ def groups() -> list[Group]:
             ),
         ),
         _group(
-            _("Deleted connections that can't be brought back any more"),
+            _("Last moments to bring deleted connections back"),
             recently_deleted(),
             "deleted_at",
             lambda row: Line(row.deleted_at + UNDO_FOR, row.name, reverse("connections:deleted")),

@@ -3,8 +3,11 @@
 import datetime as dt
 import json
 import secrets
+import threading
 
 import pytest
+from django.core.exceptions import ValidationError
+from django.db import connections
 from django.utils import timezone
 
 from connections import actions, alerts, candidates, deleting
@@ -226,6 +229,34 @@ def test_use_it_anyway_promotes_and_validates(page, alice, local):
     assert local.status == Status.CHECKING
     # Pressed twice: the second has nothing to do.
     assert page.post(FORM + "use/", {"candidate": str(there.pk)}).status_code == 400
+
+
+def test_of_two_admins_at_once_one_decides(alice, local):
+    candidates.enter(alice, local, {"api_key": NEW})
+    SecretCandidate.objects.update(checking_until=None)
+    there, barrier = str(SecretCandidate.objects.get().pk), threading.Barrier(2)
+    said = []
+
+    def press(verb):
+        barrier.wait()
+        try:
+            verb(alice, local, there)
+            said.append(verb.__name__)
+        except ValidationError:
+            said.append("refused")
+        finally:
+            connections.close_all()
+
+    verbs = (candidates.use_anyway, candidates.discard)
+    threads = [threading.Thread(target=press, args=(verb,)) for verb in verbs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "refused" in said
+    (winner,) = set(said) - {"refused"}
+    assert in_use(local) == (NEW if winner == "use_anyway" else KEY)
+    assert not SecretCandidate.objects.exists()
 
 
 def test_nothing_is_promoted_unproven_while_it_is_checked(page, local):
