@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, F, QuerySet
+from django.db.models import Count, F, OuterRef, QuerySet, Subquery
 from django.urls import reverse
 
 from connections.registry import Dependents, Live, LiveTurn
@@ -52,10 +52,15 @@ def find_live(connection_id: uuid.UUID, viewer: User, most: int) -> Live:
         used=F("input_tokens") + F("output_tokens")
     )
     rows = found.select_related("chat__workspace", "chat__owner", "started_by")[:most]
-    waiting = Message.objects.filter(
-        delivery__in=Message.WAITING, chat__connection=connection_id
-    ).count()
-    return Live([_live_turn(turn, viewer) for turn in rows], active.count(), waiting)
+    # Not a join: the database would begin with every session of the connection instead of with
+    # the few messages that wait.
+    chat = ChatSession.objects.filter(pk=OuterRef("chat")).order_by().values("connection")
+    waiting = Message.objects.filter(delivery__in=Message.WAITING).alias(on=Subquery(chat))
+    return Live(
+        [_live_turn(turn, viewer) for turn in rows],
+        active.count(),
+        waiting.filter(on=connection_id).count(),
+    )
 
 
 def _live_turn(turn: Turn, viewer: User) -> LiveTurn:
