@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, F, OuterRef, QuerySet, Subquery
+from django.db.models import BooleanField, Count, F, OuterRef, QuerySet, Subquery
+from django.db.models.expressions import RawSQL
 from django.urls import reverse
 
 from connections.registry import Dependents, Live, LiveTurn
@@ -43,11 +44,19 @@ def find_choice(workspace: Workspace, session_id: uuid.UUID) -> Choice | None:
 
 # -- who uses a connection now ---------------------------------------------------------------------
 
+# In literals: SQLite takes a partial index only for what it can see without the parameters.
+_ACTIVE = RawSQL(
+    "agent_sessions_turn.state IN ('pending', 'running')", [], output_field=BooleanField()
+)
+_WAITS = RawSQL(
+    "agent_sessions_message.delivery IN ('steering', 'queued')", [], output_field=BooleanField()
+)
+
 
 def find_live(connection_id: uuid.UUID, viewer: User, most: int) -> Live:
     """The replies under way on a connection, the longest first. Whoever asks may see workspace and
     person; a title only of what is theirs to read. Three queries, over what is active or waits."""
-    active = Turn.objects.filter(state__in=Turn.ACTIVE, chat__connection=connection_id)
+    active = Turn.objects.filter(_ACTIVE, chat__connection=connection_id)
     found = active.order_by("created_at", "pk").annotate(
         used=F("input_tokens") + F("output_tokens")
     )
@@ -55,7 +64,7 @@ def find_live(connection_id: uuid.UUID, viewer: User, most: int) -> Live:
     # Not a join: the database would begin with every session of the connection instead of with
     # the few messages that wait.
     chat = ChatSession.objects.filter(pk=OuterRef("chat")).order_by().values("connection")
-    waiting = Message.objects.filter(delivery__in=Message.WAITING).alias(on=Subquery(chat))
+    waiting = Message.objects.filter(_WAITS).alias(on=Subquery(chat))
     return Live(
         [_live_turn(turn, viewer) for turn in rows],
         active.count(),
