@@ -9,8 +9,9 @@ from django.contrib.admin.exceptions import DisallowedModelAdminLookup
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponseBase
-from django.urls import reverse
+from django.http import Http404, HttpRequest, HttpResponseBase, HttpResponseNotAllowed
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
 from django.utils.decorators import method_decorator
 from django.utils.translation import gettext_lazy as _
 
@@ -59,6 +60,19 @@ class PatchbayAdminSite(admin.AdminSite):
             return guarded(request, *args, **kwargs)
 
         return instance_admins_only
+
+    def get_urls(self) -> list[Any]:
+        return [path("due/", self.admin_view(self.due), name="due"), *super().get_urls()]
+
+    def due(self, request: HttpRequest) -> HttpResponseBase:
+        """What happens next by itself, the soonest first: read only."""
+        if request.method not in ("GET", "HEAD"):
+            return HttpResponseNotAllowed(["GET", "HEAD"])
+        from config.due import groups  # it knows models, which aren't loaded yet at import
+
+        title = _("What is due next")
+        context = {**self.each_context(request), "title": title, "groups": groups()}
+        return TemplateResponse(request, "admin/due.html", context)
 
     @method_decorator(login_not_required)
     def login(self, request: HttpRequest, extra_context: object = None) -> HttpResponseBase:

@@ -172,6 +172,7 @@ OAUTH = {
 TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)
 PROBES_PER_WORKER = 50
 TITLES = env.boolean("PATCHBAY_TITLES", True)
+SECRET_MAX_AGE_DAYS = env.integer("PATCHBAY_SECRET_MAX_AGE_DAYS", 180, least=0, most=36_500)
 # The first is the default; without the variable, the extra's own binary where it is installed.
 CODEX_PATHS = env.items("PATCHBAY_CODEX_PATHS", env.bundled_codex())
 CODEX_PROCESSES = env.integer("PATCHBAY_CODEX_PROCESSES", 8, least=1, most=1_000)

@@ -28,7 +28,7 @@ from connections.choices import (
     ProviderType,
     Status,
 )
-from connections.models import Connection, Secret, SignIn
+from connections.models import Connection, Secret, SecretCandidate, SignIn
 from connections.providers.base import ListedModel
 from connections.validation import (
     FIELDS,
@@ -62,7 +62,7 @@ MATTERS = frozenset(
         "max_tokens_field",
     }
 )
-_HEALTH = ("revision", "health", "health_at", "health_error", "checking_until")
+HEALTH_FIELDS = ("revision", "health", "health_at", "health_error", "checking_until")
 _SYNC = ("models_synced", "sync_due_at", "syncing_until", "synced_at", "sync_error")
 _KEPT_FOR_EXPORT = ("unknown_fields", "imported_as")
 _NO_GRANT = {
@@ -74,6 +74,7 @@ _NO_GRANT = {
     "renewing_until": None,
     "renewing_token": None,
     "renewal_error": "",
+    "reminded_at": None,
 }
 HINT_FROM = 20  # characters: the last four of a shorter value would give too much of it away
 
@@ -204,7 +205,7 @@ def update(
         new_secrets = bool(secret_values) or header_values is not None or before != row.binding
         if new_secrets or not MATTERS.isdisjoint(changed):
             mark_unchecked(row)
-        row.save(update_fields=[*changed, *_KEPT_FOR_EXPORT, *_HEALTH, *_SYNC])
+        row.save(update_fields=[*changed, *_KEPT_FOR_EXPORT, *HEALTH_FIELDS, *_SYNC])
         if changed or extra:
             hosts = {} if old_host == row.origin else {"old_host": old_host, "host": row.origin}
             record(actor, "connection.update", row, changed=[*changed, *extra], **hosts)
@@ -212,6 +213,9 @@ def update(
             destroy_secret(actor, row, stored[purpose])
         if _takes_no_secret(row) and Secret.Purpose.AUTH in stored:
             destroy_secret(actor, row, stored[Secret.Purpose.AUTH])
+        if secret_values or before != row.binding:
+            # It was entered for another destination, or this one is the newer.
+            discard_candidate(actor, row, "replaced" if secret_values else "edited")
         if secret_values:
             store_secret(actor, row, Secret.Purpose.AUTH, secret_values)
         if header_values:
@@ -229,20 +233,18 @@ def store_secret(
     values: Mapping[str, str],
     *,
     grant: Mapping[str, Any] | None = None,
+    action: str = "secret.store",
+    **details: Any,
 ) -> Secret:
     """Seals a secret for what the connection is set to now, in place of the one stored. Expects
     the connection's row lock. `grant`: what stands beside the tokens of a sign-in; a renewal that
-    is under way then finds its lease gone."""
+    is under way then finds its lease gone. `action` and `details`: for the audit."""
     secret = connection.secrets.filter(purpose=purpose).first()
-    old_host = _host_of(secret.binding) if secret else ""
+    old_host = host_of(secret.binding) if secret else ""
     value = Plain(json.dumps(dict(values)))
     secret = secret or Secret(connection=connection, purpose=purpose, value=value)
     secret.binding, secret.value = connection.binding, value
-    hinted = {} if grant is not None else values
-    secret.hints = {
-        name: value[-4:] if len(value) >= HINT_FROM and name != "service_account_json" else ""
-        for name, value in hinted.items()
-    }
+    secret.hints = hints_of({} if grant is not None else values)
     for name, none in _NO_GRANT.items():
         setattr(secret, name, (grant or {}).get(name, none))
     secret.created_at = timezone.now()
@@ -254,13 +256,35 @@ def store_secret(
         raise ValidationError({field: [str(error)]}) from None
     record(
         actor,
-        "secret.store",
+        action,
         connection,
         purpose=str(purpose),
-        host=_host_of(secret.binding),
+        host=host_of(secret.binding),
         **({"old_host": old_host} if old_host else {}),
+        **details,
     )
     return secret
+
+
+def hints_of(values: Mapping[str, str]) -> dict[str, str]:
+    """The last four characters of each value that is long enough to lose them."""
+    return {
+        name: value[-4:] if len(value) >= HINT_FROM and name != "service_account_json" else ""
+        for name, value in values.items()
+    }
+
+
+def discard_candidate(actor: Actor, connection: Connection, reason: str) -> bool:
+    """Destroys the secret that is being tried, if there is one. Expects the connection's row lock.
+
+    `reason`, for the audit: "asked", "edited", "replaced", "deleted", "expired".
+    """
+    candidate = SecretCandidate.objects.filter(connection=connection).defer("value").first()
+    if candidate is None:
+        return False
+    record(actor, "secret.discard", connection, host=host_of(candidate.binding), reason=reason)
+    candidate.delete()
+    return True
 
 
 def store_sign_in(
@@ -270,7 +294,7 @@ def store_sign_in(
     connection's row lock."""
     store_secret(actor, connection, Secret.Purpose.AUTH, values, grant=grant)
     mark_unchecked(connection)
-    connection.save(update_fields=[*_HEALTH])
+    connection.save(update_fields=[*HEALTH_FIELDS])
     record(
         actor,
         "connection.sign_in",
@@ -292,7 +316,7 @@ def sign_out(actor: Actor, connection: Connection) -> bool:
         record(actor, "connection.sign_out", row, account=stored.account)
         destroy_secret(actor, row, stored)
         mark_unchecked(row)
-        row.save(update_fields=[*_HEALTH])
+        row.save(update_fields=[*HEALTH_FIELDS])
     return True
 
 
@@ -547,7 +571,7 @@ def _asks_for_secrets(
                 "A key for %(host)s is stored here. Keep it, and add another connection for "
                 "signing in."
             )
-        errors[field] = [text % {"host": _host_of(binding)}]
+        errors[field] = [text % {"host": host_of(binding)}]
     return errors
 
 
@@ -557,12 +581,12 @@ def destroy_secret(actor: Actor, connection: Connection, secret: Secret) -> None
         "secret.destroy",
         connection,
         purpose=secret.purpose,
-        host=_host_of(secret.binding),
+        host=host_of(secret.binding),
     )
     secret.delete()
 
 
-def _host_of(binding: str) -> str:
+def host_of(binding: str) -> str:
     """For people and the audit: the origin a binding names, else the provider."""
     provider_type, _auth_type, origin = binding.split(" ", 2)
     return origin if origin != "own" else str(ProviderType(provider_type).label)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.http import HttpRequest
@@ -23,13 +23,17 @@ from connections.models import (
     Connection,
     ProbeResult,
     Secret,
+    SecretCandidate,
     SignIn,
     WorkspaceConnection,
 )
 from connections.providers.base import ErrorKind
 from connections.sentences import Reason, sentence
 from connections.validation import FIELDS, clean_connection
+from workspaces import rotation
 from workspaces.admin import Audited, FewChoices, ReadOnly
+from workspaces.audit import record
+from workspaces.vault import VaultError
 
 
 class ConnectionAdminForm(forms.ModelForm):
@@ -114,7 +118,7 @@ class ConnectionAdmin(admin.ModelAdmin):
     search_fields = ("name", "slug", "base_url", "note", "default_model")
     date_hierarchy = "created_at"
     inlines = (WorkspaceAccessInline,)
-    actions = ("validate_selected", "enable_selected", "pause_selected")
+    actions = ("validate_selected", "enable_selected", "pause_selected", "rotate_selected")
     readonly_fields = (
         *("slug", "provider_type", "auth_type", "base_url", "own_page", "custom_endpoint_api"),
         *("supports_images", "models", "codex_path", "aws_region", "gcp_project_id", "gcp_region"),
@@ -216,6 +220,42 @@ class ConnectionAdmin(admin.ModelAdmin):
             % {"n": len(found)},
         )
 
+    @admin.action(
+        description=_("Rotate selected: seal with the first instance key"), permissions=["change"]
+    )
+    def rotate_selected(self, request: HttpRequest, queryset: models.QuerySet) -> None:
+        """Needs no secret opened: only what wraps it changes, as `rotate_secrets` does for all."""
+        done = failed = 0
+        try:
+            for connection in queryset.filter(deleted_at=None):
+                of_it = (
+                    model.objects.filter(connection=connection)
+                    for model in (Secret, SecretCandidate, SignIn)
+                )
+                with transaction.atomic():
+                    steps = [step for rows in of_it for step in rotation.rotate_rows(rows)]
+                    bad = sum(bool(step.error) for step in steps)
+                    if steps:
+                        counts = {"rotated": len(steps) - bad, "unreadable": bad}
+                        record(request.user, "secret.rotate", connection, **counts)
+                done, failed = done + len(steps) - bad, failed + bad
+        except VaultError as error:
+            self.message_user(request, str(error), messages.ERROR)
+            return
+        text = ngettext(
+            "%(n)d secret is sealed with the first key now.",
+            "%(n)d secrets are sealed with the first key now.",
+            done,
+        )
+        self.message_user(request, text % {"n": done})
+        if failed:
+            text = ngettext(
+                "%(n)d could not be read: its key isn't at hand.",
+                "%(n)d could not be read: their keys aren't at hand.",
+                failed,
+            )
+            self.message_user(request, text % {"n": failed}, messages.WARNING)
+
 
 @admin.register(Secret)
 class SecretAdmin(ReadOnly, admin.ModelAdmin):
@@ -229,6 +269,24 @@ class SecretAdmin(ReadOnly, admin.ModelAdmin):
     fields = (
         *("connection", "purpose", "binding", "created_at", "created_by"),
         *("account", "account_kind", "expires_at", "ended_at", "renewals", "renewal_error"),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
+        return super().get_queryset(request).defer("value", "hints")
+
+
+@admin.register(SecretCandidate)
+class SecretCandidateAdmin(ReadOnly, admin.ModelAdmin):
+    """That one is tried, and how far it came: nothing of its value is loaded."""
+
+    list_display = ("connection", "state", "binding", "created_at", "created_by", "expires_at")
+    list_filter = ("state",)
+    list_select_related = ("connection", "created_by")
+    search_fields = ("connection__name", "connection__slug", "binding")
+    date_hierarchy = "created_at"
+    fields = (
+        *("connection", "state", "binding", "created_at", "created_by", "expires_at"),
+        *("checked_at", "error_kind"),
     )
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet:

@@ -1,11 +1,11 @@
 """Telling people that a connection fails, and that it works again: by mail and by a webhook.
 
 A probe that is written down makes an `Alert` row in its own transaction (`note`): the failure that
-makes it so many in a row, and the first success after that. Once a minute Celery sends what is due,
-each channel in one message that lists everything, at most one a quarter of an hour. A message is
-claimed before it is sent, by moving the channel's `…_after` on: of two workers one sends it. What
-was refused for certain is due again with the next message, for a day; what may have arrived isn't
-sent twice.
+makes it so many in a row, and the first success after that. A secret that has grown old makes one
+too, once (`remind_of_age`). Once a minute Celery sends what is due, each channel in one message
+that lists everything, at most one a quarter of an hour. A message is claimed before it is sent, by
+moving the channel's `…_after` on: of two workers one sends it. What was refused for certain is due
+again with the next message, for a day; what may have arrived isn't sent twice.
 
 The address of a webhook is a secret: sealed, never shown or logged, reached through the guarded
 client under the rule of tools. Its messages are signed.
@@ -36,7 +36,15 @@ from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from connections.models import Alert, AlertOptOut, AlertSettings, Connection, ProbeResult
+from connections.choices import AuthType
+from connections.models import (
+    Alert,
+    AlertOptOut,
+    AlertSettings,
+    Connection,
+    ProbeResult,
+    Secret,
+)
 from connections.sentences import sentence
 from workspaces import egress
 from workspaces.audit import record
@@ -60,6 +68,7 @@ CONFIRM_EVERY = dt.timedelta(minutes=5)  # until it has failed often enough
 WATCH_EVERY = dt.timedelta(minutes=30)  # until it works again
 
 Delivery, State = Alert.Delivery, Alert.State
+HEALTH = (State.FAILING, State.RECOVERED)  # of which the newest says how a connection is
 
 _FAULTS = {
     "smtp": gettext_lazy("The mail server refused the message, or can't be reached."),
@@ -228,7 +237,8 @@ def note(connection: Connection, result: ProbeResult) -> dt.timedelta | None:
         return None
     now = current()
     is_told = mails(now) or now.has_webhook
-    last = Alert.objects.filter(connection=connection).order_by("-at").first()
+    told = Alert.objects.filter(connection=connection, state__in=HEALTH)
+    last = told.order_by("-at").first()
     failing = last is not None and last.state == State.FAILING
     if result.passed:
         if failing:
@@ -242,6 +252,34 @@ def note(connection: Connection, result: ProbeResult) -> dt.timedelta | None:
         since = newest[-1].started_at
         _make(connection, now, State.FAILING, since=since, error_kind=result.error_kind)
     return WATCH_EVERY if is_told else None
+
+
+def remind_of_age(now: dt.datetime | None = None) -> int:
+    """Tells once of each secret that has grown old, a sign-in's excepted; how many. One query when
+    there is none."""
+    if not settings.SECRET_MAX_AGE_DAYS:
+        return 0
+    now = now or timezone.now()
+    old = Secret.objects.filter(old_secrets(now), reminded_at=None)
+    told, channels = 0, current()
+    for secret in old.select_related("connection").defer("value")[:MOST_LISTED]:
+        with transaction.atomic():
+            mine = Secret.objects.filter(old_secrets(now), pk=secret.pk, reminded_at=None)
+            if mine.update(reminded_at=now):
+                _make(secret.connection, channels, State.OLD_SECRET, since=secret.created_at)
+                told += 1
+    return told
+
+
+def old_secrets(now: dt.datetime | None = None) -> Q:
+    """Which secrets are old, by the operator's setting, which isn't 0."""
+    before = (now or timezone.now()) - dt.timedelta(days=settings.SECRET_MAX_AGE_DAYS)
+    return Q(
+        ~Q(connection__auth_type=AuthType.OAUTH),
+        purpose=Secret.Purpose.AUTH,
+        created_at__lte=before,
+        connection__deleted_at=None,
+    )
 
 
 def _make(connection: Connection, now: AlertSettings, state: str, **fields: Any) -> Alert:
@@ -276,15 +314,20 @@ class Line:
             found = sentence(alert.error_kind, connection.auth_type)
             text = _("It fails since %(since)s UTC. %(sentence)s")
             text %= {"since": since, "sentence": found.text}
+        elif alert.state == State.OLD_SECRET:
+            text = _("Its secret was entered on %(since)s UTC. Replace it on its page.")
+            text %= {"since": since}
         else:
             text = _("It works again; it had failed since %(since)s UTC.") % {"since": since}
+        page = "detail" if alert.state == State.OLD_SECRET else "health"
+        page = f"connections:{page}"
         return cls(
             name=" ".join(connection.name.split()),
             slug=connection.slug,
             state=alert.state,
             sentence=text,
             time=alert.at,
-            url=settings.PUBLIC_URL + reverse("connections:health", args=[connection.slug]),
+            url=settings.PUBLIC_URL + reverse(page, args=[connection.slug]),
         )
 
     @property
@@ -316,6 +359,8 @@ class Message:
         if good:
             text = ngettext("%(n)d connection works again", "%(n)d connections work again", good)
             said.append(text % {"n": good})
+        if old := sum(line.state == State.OLD_SECRET for line in self.lines):
+            said.append(ngettext("%(n)d secret is old", "%(n)d secrets are old", old) % {"n": old})
         return "Patchbay: " + (", ".join(said) or _("a test"))
 
     @property

@@ -20,6 +20,7 @@ from django.utils.translation import gettext as _
 from connections.actions import (
     Actor,
     destroy_secret,
+    discard_candidate,
     end_of_list,
     lock_list,
     mark_unchecked,
@@ -83,6 +84,7 @@ def delete(actor: Actor, connection: Connection, *, successor: Connection | None
         row.save()
         for secret in row.secrets.all():
             destroy_secret(actor, row, secret)
+        discard_candidate(actor, row, "deleted")
         row.sign_ins.all().delete()
         row.workspace_rows.all().delete()
         moved, cleared = _hand_over(links, heir)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings
+from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
@@ -15,6 +17,7 @@ from django.utils.translation import gettext_lazy as _lazy
 from django.utils.translation import ngettext
 
 from connections import providers, sign_in
+from connections.actions import host_of
 from connections.capabilities import Capabilities, capabilities, usable_models
 from connections.choices import (
     AccessMode,
@@ -28,7 +31,7 @@ from connections.choices import (
 )
 from connections.health import Strip
 from connections.issuers import issuer_for
-from connections.models import Connection, ProbeResult, Secret
+from connections.models import Connection, ProbeResult, Secret, SecretCandidate
 from connections.providers.base import Target
 from connections.registry import Dependents
 from connections.resolve import Candidates
@@ -103,6 +106,12 @@ class Row:
         return self.connection.paused_message if self.status == Status.DISABLED else ""
 
     @property
+    def old_secret(self) -> str:
+        """“Secret entered 194 days ago”, "" for one that isn't old."""
+        age = SecretAge.of(self.connection)
+        return _("Secret: %(age)s") % {"age": age.text.lower()} if age and age.is_old else ""
+
+    @property
     def account(self) -> str:
         """Whose login it is, "" for a key."""
         stored = self.connection.secret_for(Secret.Purpose.AUTH)
@@ -169,22 +178,28 @@ class Health:
             status=status,
             sentence=_health_sentence(connection, status),
             probe=last,
-            rungs=_rungs(last, connection, running=status == Status.CHECKING) if last else [],
-            words=_words(last) if last else [],
+            rungs=_rungs(
+                last.rungs,
+                connection,
+                running=status == Status.CHECKING and last.finished_at is None,
+            )
+            if last
+            else [],
+            words=_words(last.rungs) if last else [],
             bars=[_bar(probe) for probe in reversed(probes) if probe.finished_at],
         )
 
 
-def _rungs(probe: ProbeResult, connection: Connection, *, running: bool) -> list[RungShown]:
-    climbed = {rung["rung"]: rung for rung in probe.rungs}
+def _rungs(
+    rungs: Sequence[dict[str, Any]], connection: Connection, *, running: bool
+) -> list[RungShown]:
+    climbed = {rung["rung"]: rung for rung in rungs}
     shown = []
     for rung in Rung:
         found = climbed.get(rung.value)
         if found is None:
-            waiting = running and probe.finished_at is None
-            shown.append(
-                RungShown(str(rung.label), "running" if waiting else Outcome.NOT_TESTED.value)
-            )
+            outcome = "running" if running else Outcome.NOT_TESTED.value
+            shown.append(RungShown(str(rung.label), outcome))
             running = False  # only the next one is under way
             continue
         failed = found["outcome"] == Outcome.FAILED
@@ -195,10 +210,10 @@ def _rungs(probe: ProbeResult, connection: Connection, *, running: bool) -> list
     return shown
 
 
-def _words(probe: ProbeResult) -> list[tuple[str, str]]:
+def _words(rungs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return [
         (str(Rung(rung["rung"]).label), rung["detail"])
-        for rung in probe.rungs
+        for rung in rungs
         if rung.get("detail") and rung["outcome"] == Outcome.FAILED
     ]
 
@@ -215,6 +230,76 @@ def _bar(probe: ProbeResult) -> Bar:
     when = date_format(localtime(probe.started_at), "SHORT_DATETIME_FORMAT")
     took = f", {ms / 1000:.1f} s" if ms is not None else ""
     return Bar(tone, level, f"{when}: {outcome}{took}")
+
+
+# -- a new secret ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateShown:
+    """The new secret of a connection that is tried beside the one in use."""
+
+    candidate: SecretCandidate
+    host: str
+    rungs: list[RungShown]
+    sentence: Sentence | None
+    words: list[tuple[str, str]]
+
+    @property
+    def is_checking(self) -> bool:
+        return self.candidate.is_checking
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether its check was asked for and no worker came, or one went and didn't return."""
+        return self.candidate.state == SecretCandidate.State.CHECKING and not self.is_checking
+
+    @classmethod
+    def of(cls, connection: Connection) -> CandidateShown | None:
+        """One query. None when there is none, or it has expired."""
+        candidate = (
+            SecretCandidate.objects.filter(connection=connection)
+            .defer("value")
+            .select_related("created_by")
+            .first()
+        )
+        if candidate is None or candidate.is_expired:
+            return None
+        kind = candidate.error_kind
+        return cls(
+            candidate=candidate,
+            host=host_of(candidate.binding),
+            rungs=_rungs(candidate.rungs, connection, running=candidate.is_checking),
+            sentence=sentence(kind, connection.auth_type) if kind else None,
+            words=_words(candidate.rungs),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SecretAge:
+    """How long ago the secret of a connection was entered. No query."""
+
+    secret: Secret
+    days: int
+    is_old: bool
+
+    @classmethod
+    def of(cls, connection: Connection) -> SecretAge | None:
+        """None where nothing is stored, and for a sign-in, which renews itself."""
+        secret = connection.secret_for(Secret.Purpose.AUTH)
+        if secret is None or connection.auth_type == AuthType.OAUTH:
+            return None
+        days = max(0, (timezone.now() - secret.created_at).days)
+        most = settings.SECRET_MAX_AGE_DAYS
+        return cls(secret, days, bool(most) and days >= most)
+
+    @property
+    def text(self) -> str:
+        if not self.days:
+            return _("Entered today")
+        return ngettext("Entered %(n)d day ago", "Entered %(n)d days ago", self.days) % {
+            "n": self.days
+        }
 
 
 # -- signing in ------------------------------------------------------------------------------------
@@ -347,6 +432,8 @@ def _secret_facts(connection: Connection) -> list[Fact]:
             state = _("Signed in %(when)s") % {"when": _moment(secret.created_at)}
         else:
             state = _("Stored %(when)s") % {"when": _moment(secret.created_at)}
+            if secret.purpose == Secret.Purpose.AUTH and (age := SecretAge.of(connection)):
+                state = f"{age.text} ({_moment(secret.created_at)})"
         shown.append(Fact(secret.get_purpose_display(), state))
         if account := account_of(secret):
             shown.append(Fact(_("Account"), account))

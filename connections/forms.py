@@ -3,19 +3,22 @@ they may hold — that is `connections.validation`, shared with import and admin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from django import forms
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.forms import BoundField
+from django.urls import reverse
 from django.utils.functional import Promise, cached_property
+from django.utils.html import format_html
 from django.utils.translation import gettext as _t
 from django.utils.translation import gettext_lazy as _
 
-from connections import actions, grants, providers, validation
+from connections import actions, candidates, grants, providers, validation
 from connections.choices import (
     ALLOWED_AUTH,
     SECRET_FIELDS,
@@ -25,10 +28,11 @@ from connections.choices import (
     MaxTokensField,
     MidStream,
     ProviderType,
+    Status,
     Wire,
 )
 from connections.issuers import issuer_for
-from connections.models import Connection, Secret
+from connections.models import Connection, Secret, SecretCandidate
 from connections.sign_in import off_text
 from workspaces.models import User, Workspace
 
@@ -387,6 +391,13 @@ class ConnectionForm(forms.Form):
         except ValueError:
             return False
 
+    def _works_in_use(self) -> bool:
+        """Whether a wrong secret typed here would be noticed by people before anybody else."""
+        one = self.connection
+        if one is None or one.last_used_at is None or self.auth != one.auth_type:
+            return False
+        return candidates.takes_secret(one) and one.status == Status.VALID
+
     def _own_cloud(self) -> bool:
         return self.provider in (ProviderType.BEDROCK, ProviderType.VERTEX)
 
@@ -423,6 +434,14 @@ class ConnectionForm(forms.Form):
                 _("Encrypted, sent to this provider and address only, never shown again."),
             )
         )
+        if self._works_in_use():
+            credentials = format_html(
+                '{} {} <a href="{}">{}</a>',
+                credentials,
+                _t("It works and is in use: what you enter here counts at once. Safer:"),
+                reverse("connections:secret", args=[self.connection.slug]),
+                _t("replace the secret once the new one has passed its check."),
+            )
         window = _(
             "A custom endpoint counts as 128,000 tokens of text unless a model says otherwise."
         )
@@ -467,6 +486,45 @@ class ConnectionForm(forms.Form):
         except ValidationError:
             return []
         return Connection(models=models).model_ids
+
+
+class SecretForm(forms.Form):
+    """The fields of a new secret alone, write-only as in the large form."""
+
+    use_required_attribute = False
+
+    def __init__(
+        self, connection: Connection, data: Mapping[str, Any] | None = None, *, replaces: str = ""
+    ) -> None:
+        super().__init__(data)
+        self.connection = connection
+        for name in SECRET_FIELDS[AuthType(connection.auth_type)]:
+            self.fields[name] = copy.deepcopy(ConnectionForm.base_fields[name])
+        # What the person saw: another admin may change either before this is sent.
+        seen = {"replaces": replaces, "entered_for": connection.binding} if data is None else data
+        self.replaces, self.entered_for = seen.get("replaces", ""), seen.get("entered_for", "")
+
+    def save(self, actor: User) -> SecretCandidate | Literal[False] | None:
+        """The candidate, None when it is the secret in use, False when it is refused: the sentences
+        then stand at the fields."""
+        typed = {name: self.cleaned_data.get(name, "") for name in self.fields}
+        try:
+            return candidates.enter(
+                actor,
+                self.connection,
+                typed,
+                replaces=self.replaces,
+                entered_for=self.entered_for,
+            )
+        except ValidationError as error:
+            by_field = error.error_dict if hasattr(error, "error_dict") else {None: [error]}
+            for name, errors in by_field.items():
+                self.add_error(name if name in self.fields else None, errors)
+            return False
+
+    @property
+    def rows(self) -> list[list[BoundField]]:
+        return [[bound] for bound in self]
 
 
 def _stored(connection: Connection) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -108,23 +108,33 @@ class Verdict:
     latency_ms: int | None = None
 
 
-def subject_of(connection: Connection) -> Subject:
-    """Opens the secrets. No query when `secrets` is prefetched."""
+Tell = Callable[[Sequence[RungResult]], Awaitable[object]]
+
+
+def subject_of(connection: Connection, *, secret: Mapping[str, str] | None = None) -> Subject:
+    """Opens the secrets. `secret`: one that is tried in place of the stored one. No query when
+    `secrets` is prefetched."""
     model = connection.default_model or next(iter(connection.model_ids), "")
-    if fault := configuration_fault(connection):
+    if fault := configuration_fault(connection, secret=secret):
         return Subject(model, fault=fault)
-    return Subject(model, target_of(connection), provider_of(connection))
+    target = target_of(connection, secret=secret)
+    return Subject(model, target, provider_of(connection))
 
 
 async def climb(
-    subject: Subject, *, upto: Rung = Rung.STREAM, client: httpx.AsyncClient | None = None
+    subject: Subject,
+    *,
+    upto: Rung = Rung.STREAM,
+    client: httpx.AsyncClient | None = None,
+    tell: Tell | None = None,
 ) -> list[RungResult]:
-    """One result a rung, always all of them. Never raises but `CancelledError`.
+    """One result a rung, always all of them. Never raises but `CancelledError`, and what `tell`
+    raises, which is given the rungs climbed so far before each next one.
 
     At most 80 seconds, and 30 more where it waits for a place. Above `models` it costs one request
     of at most 16 tokens.
     """
-    return await _Climb(subject, upto, client).run()
+    return await _Climb(subject, upto, client, tell).run()
 
 
 def verdict(results: Sequence[RungResult]) -> Verdict:
@@ -148,8 +158,15 @@ class _Stop(Exception):
 
 
 class _Climb:
-    def __init__(self, subject: Subject, upto: Rung, client: httpx.AsyncClient | None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        upto: Rung,
+        client: httpx.AsyncClient | None,
+        tell: Tell | None = None,
+    ) -> None:
         self.subject = subject
+        self.tell = tell
         self.upto = RUNGS.index(upto)
         self.results = {rung: RungResult(rung, Outcome.NOT_TESTED) for rung in RUNGS}
         self.policy = egress.provider_policy()
@@ -177,6 +194,8 @@ class _Climb:
         ):
             if RUNGS.index(rung) > self.upto:
                 return
+            if self.tell is not None:
+                await self.tell([self.results[one] for one in RUNGS[: RUNGS.index(rung)]])
             started = time.monotonic()
             try:
                 async with asyncio.timeout(SECONDS[rung]) as self.deadline:

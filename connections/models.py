@@ -300,6 +300,9 @@ class Secret(orm.Model):
     renewals = orm.PositiveIntegerField(default=0, editable=False)
     renewal_error = orm.CharField(max_length=24, blank=True, default="", editable=False)
 
+    # When people were told that it grows old: once a secret.
+    reminded_at = orm.DateTimeField(null=True, blank=True, editable=False)
+
     class Meta:
         verbose_name = _("secret")
         verbose_name_plural = _("secrets")
@@ -323,6 +326,65 @@ class Secret(orm.Model):
         except VaultError:
             return False
         return True
+
+
+class SecretCandidate(orm.Model):
+    """A new secret that climbs the ladder beside the one in use, until it is promoted or discarded.
+
+    The sealed value is as that of a `Secret` of the purpose `auth`. A check that is asked for has a
+    time from which it is due (`due_at`); who takes it moves that on, which is the lease, and
+    `checking_until` ends "Checking…". `revision` is the connection's at the time of the check.
+    """
+
+    class State(orm.TextChoices):
+        CHECKING = "checking", _("Being checked")
+        FAILED = "failed", _("Failed")
+        UNPROVEN = "unproven", _("Not proven")
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    connection = orm.OneToOneField(Connection, orm.CASCADE, related_name="candidate")
+    binding = orm.CharField(_("entered for"), max_length=2100)
+    value = SealedField(bound_to="place")
+    hints = orm.JSONField(default=dict, blank=True)
+    created_at = orm.DateTimeField(_("entered"), default=timezone.now)
+    created_by = orm.ForeignKey(
+        settings.AUTH_USER_MODEL, orm.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    expires_at = orm.DateTimeField(_("expires"), db_index=True)
+    # Who asked for the last check: the promotion is theirs.
+    asked_by = orm.ForeignKey(
+        settings.AUTH_USER_MODEL, orm.SET_NULL, null=True, blank=True, related_name="+"
+    )
+
+    state = orm.CharField(_("state"), max_length=10, choices=State, default=State.CHECKING)
+    revision = orm.PositiveIntegerField(default=0, editable=False)
+    due_at = orm.DateTimeField(null=True, blank=True, editable=False, db_index=True)
+    checking_until = orm.DateTimeField(null=True, blank=True, editable=False)
+    checked_at = orm.DateTimeField(_("checked"), null=True, blank=True, editable=False)
+    error_kind = orm.CharField(max_length=24, blank=True, default="", editable=False)
+    rungs = orm.JSONField(default=list, editable=False)
+
+    class Meta:
+        verbose_name = _("candidate for a secret")
+        verbose_name_plural = _("candidates for secrets")
+
+    def __str__(self) -> str:
+        return f"{self.connection_id} {self.created_at:%Y-%m-%d %H:%M}"
+
+    @property
+    def place(self) -> str:
+        """What the sealed value is bound to: this connection, at this destination."""
+        return f"{self.connection_id} {self.binding}"
+
+    @property
+    def is_checking(self) -> bool:
+        """Whether a worker is at it, or may still come."""
+        until = self.checking_until
+        return self.state == self.State.CHECKING and until is not None and until > timezone.now()
+
+    @property
+    def is_expired(self) -> bool:
+        return self.expires_at <= timezone.now()
 
 
 class SignIn(orm.Model):
@@ -504,12 +566,13 @@ class AlertOptOut(orm.Model):
 
 
 class Alert(orm.Model):
-    """A connection began to fail, or works again. The newest of a connection says which is so; the
-    channels say how far telling people has come."""
+    """A connection began to fail, or works again: the newest of these two says which is so. Or its
+    secret has grown old, which is said once. The channels say how far telling people has come."""
 
     class State(orm.TextChoices):
         FAILING = "failing", _("Fails")
         RECOVERED = "recovered", _("Works again")
+        OLD_SECRET = "old_secret", _("Secret is old")
 
     class Delivery(orm.TextChoices):
         OFF = "off", _("Off")
@@ -554,6 +617,7 @@ __all__ = [
     "Connection",
     "ProbeResult",
     "Secret",
+    "SecretCandidate",
     "SignIn",
     "WorkspaceConnection",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from connections.resolve import Choice
-from workspaces.models import Workspace
+from workspaces.models import User, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,46 @@ class Dependents:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LiveTurn:
+    """A reply under way, as one person may see it: of a session that isn't theirs to read, `title`
+    and `url` are ""."""
+
+    id: uuid.UUID
+    workspace: str
+    person: str
+    since: dt.datetime
+    is_running: bool  # else it waits for a worker
+    is_stopping: bool
+    tokens: int  # of its steps so far, in and out
+    title: str = ""
+    url: str = ""
+    is_private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Who uses a connection now: the first replies under way, how many there are, and how many
+    messages wait for one."""
+
+    turns: list[LiveTurn] = field(default_factory=list)
+    total: int = 0
+    waiting: int = 0
+
+    @property
+    def more(self) -> int:
+        return self.total - len(self.turns)
+
+
+LiveFinder = Callable[[uuid.UUID, User, int], Live]
+# Stops one reply on the connection, or all (None); how many it asked to stop.
+LiveStopper = Callable[[uuid.UUID, "uuid.UUID | None", User], int]
 DependentsCounter = Callable[[Iterable[uuid.UUID]], dict[uuid.UUID, Dependents]]
 ChoiceFinder = Callable[[Workspace, uuid.UUID], Choice | None]
 
 _counters: list[DependentsCounter] = []
 _finders: list[ChoiceFinder] = []
+_live: list[tuple[LiveFinder, LiveStopper]] = []
 
 
 def count_dependents_with(counter: DependentsCounter) -> None:
@@ -61,3 +97,26 @@ def choice_of(workspace: Workspace, session_id: uuid.UUID) -> Choice | None:
         if (choice := finder(workspace, session_id)) is not None:
             return choice
     return None
+
+
+def show_live_with(finder: LiveFinder, stopper: LiveStopper) -> None:
+    """Registers who knows the replies under way on a connection, and can stop them."""
+    if (finder, stopper) not in _live:
+        _live.append((finder, stopper))
+
+
+def live_on(connection_id: uuid.UUID, viewer: User, *, most: int = 20) -> Live:
+    """What is under way on a connection, as far as this person may see it."""
+    turns: list[LiveTurn] = []
+    total = waiting = 0
+    for finder, _stopper in _live:
+        found = finder(connection_id, viewer, most)
+        turns += found.turns
+        total, waiting = total + found.total, waiting + found.waiting
+    return Live(turns[:most], total, waiting)
+
+
+def stop_live(connection_id: uuid.UUID, turn_id: uuid.UUID | None, actor: User) -> int:
+    """Asks for the end of one reply on this connection, or of all with None; how many were under
+    way. Each in a transaction with its audit row; whether the person may is the caller's to ask."""
+    return sum(stopper(connection_id, turn_id, actor) for _finder, stopper in _live)

@@ -88,8 +88,8 @@ class Resolution:
         return [finding for finding in self.trace if finding.accessible]
 
     def refusal_text(self, *, admin: bool) -> str:
-        """The refusal for a person, "" without one; with the admin's own message where the
-        connection is paused."""
+        """The refusal for a person, "" without one; with the admin's own message where a connection
+        is paused."""
         if self.refusal is None:
             return ""
         words = sentence(self.refusal)
@@ -97,7 +97,19 @@ class Resolution:
         refused = self.trace[-1].connection
         if self.refusal is Reason.DISABLED and refused and refused.paused_message:
             text = f"{words.what} {refused.paused_message}"
+        elif self.refusal is Reason.NO_CONNECTION:
+            text = " ".join([text, *self._paused()])
         return text
+
+    def _paused(self) -> list[str]:
+        """What admins wrote of the paused connections that were passed over."""
+        return [
+            _("“%(name)s” is paused: %(message)s") % {"name": one.name, "message": message}
+            for finding in self.trace
+            if finding.reason is Reason.DISABLED and finding.accessible
+            for one in [finding.connection]
+            if one is not None and (message := one.paused_message)
+        ][:3]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -248,4 +260,6 @@ def _finding(
     else:
         words["problem"] = sentence(reason).phrase
         text = _("%(rule)s “%(name)s”: %(problem)s.") % words
+        if reason is Reason.DISABLED and connection.paused_message:
+            text = f"{text} {connection.paused_message}"
     return Finding(rule, connection, reason, reason is None, text, among.accessible(connection))

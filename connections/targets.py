@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -101,12 +102,14 @@ def availability(connection: Connection) -> Fault | None:
     return configuration_fault(connection)
 
 
-def configuration_fault(connection: Connection) -> Fault | None:
-    """As `availability`, but a paused connection may be tested too."""
+def configuration_fault(
+    connection: Connection, *, secret: Mapping[str, str] | None = None
+) -> Fault | None:
+    """As `availability`, but a paused connection may be tested too, and with another `secret`."""
     if connection.deleted_at is not None:
         return Reason.DELETED
     try:
-        target_of(connection)
+        target_of(connection, secret=secret)
     except TargetError as error:
         return error.reason
     if not (connection.default_model or connection.models):
@@ -122,20 +125,23 @@ def provider_of(connection: Connection) -> Provider:
     return provider
 
 
-def target_of(connection: Connection) -> Target:
-    """The connection with its secrets opened, for one call or turn. Raises `TargetError`."""
+def target_of(connection: Connection, *, secret: Mapping[str, str] | None = None) -> Target:
+    """The connection with its secrets opened, for one call or turn. `secret`: the fields of one
+    that is tried in place of the stored one. Raises `TargetError`."""
     provider_of(connection)
     fresh: Renewed | None = None
     on_codex = connection.provider_type == ProviderType.OPENAI
     codex_path = codex_path_of(connection) if on_codex else ""
-    if connection.auth_type == AuthType.ENVIRONMENT:
-        secret = _lent(connection)
+    if secret is not None:
+        fields = dict(secret)
+    elif connection.auth_type == AuthType.ENVIRONMENT:
+        fields = _lent(connection)
     elif connection.auth_type == AuthType.OAUTH:
         fresh = _signed_in(connection)
-        secret = fresh.fields
+        fields = fresh.fields
     else:
-        secret = _opened(connection, Secret.Purpose.AUTH)
-    if connection.needs_secret and not secret:
+        fields = _opened(connection, Secret.Purpose.AUTH)
+    if connection.needs_secret and not fields:
         raise SecretMissing
     on_aws = connection.provider_type == ProviderType.BEDROCK
     return Target(
@@ -143,7 +149,7 @@ def target_of(connection: Connection) -> Target:
         auth_type=connection.auth_type,
         base_url=connection.base_url,
         wire=connection.wire,
-        secret=secret,
+        secret=fields,
         extra_headers=_opened(connection, Secret.Purpose.HEADERS),
         auth_header=connection.auth_header,
         max_tokens_field=connection.max_tokens_field,

@@ -27,11 +27,11 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from connections import alerts, device
+from connections import alerts, candidates, device
 from connections.actions import Actor, take_models
 from connections.choices import Rung, Status
 from connections.deleting import purge_tombstones
-from connections.ladder import RungResult, Verdict, climb, subject_of, verdict
+from connections.ladder import RungResult, Subject, Verdict, climb, subject_of, verdict
 from connections.models import Alert, Connection, ProbeResult, SignIn
 from connections.providers.base import ErrorKind, ListedModel, ProviderError
 from connections.sentences import Reason
@@ -155,6 +155,11 @@ def ring_for_sign_in(attempt_id: uuid.UUID) -> None:
         logger.warning("the broker takes no sign-ins now (%s)", type(error).__name__)
 
 
+def ring_for_candidate(connection_id: uuid.UUID) -> None:
+    """Tells the workers of a new secret to try; when nobody hears, the sweep finds it."""
+    _ring([connection_id], task=check_candidate)
+
+
 # -- the tasks -------------------------------------------------------------------------------------
 
 
@@ -171,9 +176,17 @@ def sign_in_by_device(attempt_id: str) -> None:
 
 
 @shared_task
+def check_candidate(connection_id: str) -> None:
+    """Hands the check of a new secret to the process's loop. Safe to run twice."""
+    get_runtime().submit(check(uuid.UUID(connection_id)), name="candidate")
+
+
+@shared_task
 def validate_due() -> None:
     """Hands over every probe that is due: those of the schedule, those whose message got lost, and
-    those whose worker died; and the attempts to sign in whose message got lost."""
+    those whose worker died; likewise the checks of new secrets and the attempts to sign in."""
+    for connection_id in candidates.due():
+        get_runtime().submit(check(connection_id), name="candidate")
     for attempt_id in device.waiting():
         get_runtime().submit(device.run(attempt_id), name="sign-in")
     for connection_id in due():
@@ -202,13 +215,17 @@ def send_alerts() -> None:
 
 @shared_task
 def prune() -> None:
-    """Drops old probes, alerts but a connection's newest, attempts to sign in long over, and
-    tombstones that nothing needs."""
+    """Drops old probes, alerts but a connection's newest, attempts to sign in long over, new
+    secrets that nobody promoted, and tombstones that nothing needs. Tells of old secrets."""
     now = timezone.now()
     ProbeResult.objects.filter(started_at__lt=now - HISTORY).delete()
-    newer = Alert.objects.filter(connection=OuterRef("connection"), at__gt=OuterRef("at"))
+    newer = Alert.objects.filter(
+        connection=OuterRef("connection"), at__gt=OuterRef("at"), state__in=alerts.HEALTH
+    )
     Alert.objects.filter(Exists(newer), at__lt=now - HISTORY).delete()
     SignIn.objects.filter(expires_at__lt=now - SIGN_INS_KEPT).delete()
+    candidates.discard_expired()
+    alerts.remind_of_age()
     purge_tombstones()
 
 
@@ -324,6 +341,28 @@ def _health(connection: Connection, found: Verdict, now: dt.datetime) -> dict[st
     if connection.health == Status.FAILED and connection.health_error in _PASSING:
         return {"health": Status.UNCHECKED, "health_at": now, "health_error": ""}
     return {}
+
+
+# -- a new secret beside the one in use ------------------------------------------------------------
+
+
+async def check(connection_id: uuid.UUID) -> None:
+    """Takes the check of a connection's new secret, climbs with it, and promotes it when it passes.
+    Runs on the runtime's loop, beside the probes and within their bound."""
+    async with slot():
+        db = get_runtime().db
+        taken = await db(candidates.take, connection_id, lease=RUNNING_FOR)
+        if taken is None:
+            return
+        if taken.values is None:
+            subject = Subject(fault=Reason.SEALED)
+        else:
+            subject = subject_of(taken.connection, secret=taken.values)
+        tell = functools.partial(db, candidates.note, taken)
+        results = await climb(subject, tell=tell)
+        later = CHECK_EVERY * random.uniform(0.8, 1.2)  # noqa: S311
+        if await db(candidates.settle, taken, results, next_check_at=timezone.now() + later):
+            await db(ring_for_candidate, connection_id)
 
 
 # -- lists of models -------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from connections import (
     views_alerts,
     views_deleting,
     views_health,
+    views_live,
+    views_secret,
     views_transfer,
 )
 
@@ -30,6 +32,11 @@ urlpatterns = [
     path("<str:slug>/sign-in/finish/", views.connection_sign_in_finish, name="sign_in_finish"),
     path("<str:slug>/sign-in/cancel/", views.connection_sign_in_cancel, name="sign_in_cancel"),
     path("<str:slug>/sign-out/", views.connection_sign_out, name="sign_out"),
+    path("<str:slug>/secret/", views_secret.secret_replace, name="secret"),
+    path("<str:slug>/secret/again/", views_secret.secret_again, name="secret_again"),
+    path("<str:slug>/secret/use/", views_secret.secret_use, name="secret_use"),
+    path("<str:slug>/secret/discard/", views_secret.secret_discard, name="secret_discard"),
+    path("<str:slug>/live/stop/", views_live.live_stop, name="live_stop"),
     path("<str:slug>/validate/", views.connection_validate, name="validate"),
     path("<str:slug>/models/", views.connection_refresh_models, name="refresh_models"),
     path("<str:slug>/default/", views.connection_set_default, name="default"),

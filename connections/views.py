@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Page, Paginator
@@ -23,12 +24,23 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, grants, health, sign_in, tasks, validation
+from connections import (
+    actions,
+    alerts,
+    candidates,
+    display,
+    grants,
+    health,
+    sign_in,
+    tasks,
+    validation,
+)
 from connections.capabilities import usable_models
 from connections.deleting import recently_deleted
 from connections.forms import WRITE_ONLY, ConnectionForm
-from connections.models import Connection
+from connections.models import Connection, Secret
 from connections.presets import PRESETS
+from connections.registry import live_on
 from connections.resolve import Candidates, Rule, resolve
 from connections.sentences import sentence
 from workspaces.models import Role
@@ -63,11 +75,13 @@ def answers_refusals(view: Callable[..., HttpResponse]) -> Callable[..., HttpRes
 
 @require_safe
 def connection_list(request: HttpRequest) -> HttpResponse:
-    """Settings → AI."""
+    """Settings → AI; `?secrets=old`: those whose secret is to be replaced."""
     need_instance_admin(request)
-    page = _page(request.GET.get("page"))
-    presets = None if page.paginator.count else PRESETS.values()
-    return render(request, "connections/list.html", _list_context(page) | {"presets": presets})
+    old = request.GET.get("secrets") == "old"
+    page = _page(request.GET.get("page"), old=old)
+    context = _list_context(page) | {"old": old}
+    context["presets"] = None if page.paginator.count or old else PRESETS.values()
+    return render(request, "connections/list.html", context)
 
 
 @require_safe
@@ -84,9 +98,12 @@ def connection_row(request: HttpRequest, slug: str) -> HttpResponse:
     return render(request, "connections/list.html#row", _list_context() | {"row": row})
 
 
-def _page(number: Any) -> Page:
-    """Four queries: the count, the page, its secrets, its last days."""
+def _page(number: Any, *, old: bool = False) -> Page:
+    """Four queries: the count, the page, its secrets, its last days. `old`: only those whose secret
+    is."""
     listed = Connection.objects.living().with_secrets().defer("unknown_fields", "imported_as")
+    if old:
+        listed = listed.filter(pk__in=_old_secrets().values("connection"))
     page = Paginator(listed, PER_PAGE).get_page(number)
     menus, found = _Menus(), list(page.object_list)
     strips = health.strips([connection.pk for connection in found], health.DAYS_IN_LIST)
@@ -110,7 +127,14 @@ def _list_context(page: Page | None = None) -> dict[str, Any]:
     context: dict[str, Any] = {"page": page}
     if page is not None:
         context["deleted"] = recently_deleted().count()
+        context["old_secrets"] = _old_secrets().count()
     return context
+
+
+def _old_secrets() -> QuerySet[Secret]:
+    if not settings.SECRET_MAX_AGE_DAYS:
+        return Secret.objects.none()
+    return Secret.objects.filter(alerts.old_secrets())
 
 
 class _Menus(dict[tuple[bool, bool, str], str]):
@@ -175,7 +199,7 @@ def _form_page(
         if form.is_valid() and (saved := form.save(request.user)):
             if saved.models_synced and saved.sync_due_at is None:
                 tasks.request_refresh(saved, request.user)
-            _ask_for_validation(request, [saved], "save")
+            ask_for_validation(request, [saved], "save")
             if request.htmx:
                 return HttpResponseClientRedirect(saved.get_absolute_url())
             return SeeOther(saved.get_absolute_url())
@@ -196,6 +220,15 @@ def connection_detail(request: HttpRequest, slug: str) -> HttpResponse:
         return render(request, "connections/detail.html#models", context | _models(connection))
     if request.htmx and request.htmx.target == "health":
         return render(request, "connections/detail.html#health", context)
+    if request.htmx and request.htmx.target == "live":
+        live = live_on(connection.pk, request.user)
+        return render(request, "connections/detail.html#live", context | {"live": live})
+    if request.htmx and request.htmx.target == "candidate":
+        candidate = display.CandidateShown.of(connection)
+        response = render(request, "connections/candidate.html", context | {"shown": candidate})
+        if candidate is None:
+            response.headers["HX-Refresh"] = "true"  # promoted: all of the page tells how
+        return response
     if request.htmx and request.htmx.target == "sign-in":
         shown = display.SignInShown.of(connection, request.user)
         response = render(request, "connections/sign_in.html", context | {"sign_in": shown})
@@ -231,7 +264,7 @@ def connection_sign_in_finish(request: HttpRequest, slug: str) -> HttpResponse:
         context = {"health": display.Health.of(connection), "sign_in_errors": error.messages}
         return _detail_page(request, connection, context, status=422)
     messages.success(request, _("“%(name)s” is signed in.") % {"name": connection.name})
-    _ask_for_validation(request, [connection], "save")
+    ask_for_validation(request, [connection], "save")
     return SeeOther(resolve_url(connection))
 
 
@@ -258,7 +291,7 @@ def connection_sign_out(request: HttpRequest, slug: str) -> HttpResponse:
 def connection_validate(request: HttpRequest, slug: str) -> HttpResponse:
     """Asks for a probe; a second press while one runs asks for nothing."""
     connection = connection_for(request, slug)
-    _ask_for_validation(request, [connection])
+    ask_for_validation(request, [connection])
     return _after(request, connection)
 
 
@@ -272,7 +305,7 @@ def connection_validate_many(request: HttpRequest) -> HttpResponse:
         wanted = wanted.filter(slug__in=[slug for slug in slugs[:1_000] if "\0" not in slug])
     connections = list(wanted)
     if connections:
-        _ask_for_validation(request, connections)
+        ask_for_validation(request, connections)
     else:
         messages.warning(request, _("Select at least one connection first."))
     return _after(request)
@@ -443,6 +476,10 @@ def _detail_page(
         **_models(connection),
         "mid_stream_choices": display.MID_STREAM_CHOICES,
         "sign_in": display.SignInShown.of(connection, request.user),
+        "shown": display.CandidateShown.of(connection),
+        "age": display.SecretAge.of(connection),
+        "takes_secret": candidates.takes_secret(connection),
+        "live": live_on(connection.pk, request.user),
     }
     return render(request, "connections/detail.html", context, status=status)
 
@@ -464,7 +501,7 @@ def _models(connection: Connection) -> dict[str, Any]:
     }
 
 
-def _ask_for_validation(
+def ask_for_validation(
     request: HttpRequest, connections: Iterable[Connection], trigger: str = "button"
 ) -> None:
     begun = len(tasks.request_validation(connections, request.user, trigger))

@@ -18,3 +18,4 @@ class SessionsConfig(AppConfig):
         registry.find_choices_with(links.find_choice)
         palette.offer(commands.commands, place=1)
         keep_with(belongings.Sessions())
+        registry.show_live_with(links.find_live, links.stop_live)

@@ -442,17 +442,19 @@ def rename(chat_id: uuid.UUID, title: str, *, by_model: bool = False) -> None:
 
 
 @transaction.atomic
-def stop(chat_id: uuid.UUID, actor: User, *, queued: str = "return") -> list[Message]:
-    """Asks for the end of the running turn. With `queued="return"` the person's own waiting
-    messages are cancelled and returned, so that their texts go back to the composer; with
-    "continue" they go on. Colleagues' messages, and those with images, which a composer can't take
-    back, go on in any case. A turn that no worker has taken yet ends here. Raises `Refused` for
-    another word. Locks the session."""
+def stop(
+    chat_id: uuid.UUID, actor: User, *, queued: str = "return", turn_id: uuid.UUID | None = None
+) -> list[Message]:
+    """Asks for the end of the running turn, with `turn_id` only if it is that one. With
+    `queued="return"` the person's own waiting messages are cancelled and returned, so that their
+    texts go back to the composer; with "continue" they go on. Colleagues' messages, and those with
+    images, which a composer can't take back, go on in any case. A turn that no worker has taken yet
+    ends here. Raises `Refused` for another word. Locks the session."""
     if queued not in ("return", "continue"):
         raise Refused("queued", _("Use queued=return or queued=continue."))
     chat = _lock(chat_id)
     turn = _active_turn(chat)
-    if turn is None:
+    if turn is None or turn_id not in (None, turn.pk):
         return []
     returned: list[Message] = []
     if queued == "return":

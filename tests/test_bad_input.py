@@ -46,6 +46,7 @@ FIELDS = [
     *("prefix", "url", "headers", "tool", "tools_mode"),
     *("receiver", "to-0-receiver", "instructions", "retention_days", "confirmed", "role", "admin"),
     *("factor", "seen"),
+    *("replaces", "entered_for", "candidate", "turn", "secrets"),
 ]
 DEEP = "[" * 100_000
 VALUES = [

@@ -388,6 +388,11 @@ def routes(world: World) -> dict[str, Route]:
             admins("sign_in_finish", POST, post=(400,)),
             admins("sign_in_cancel", POST, **posted),
             admins("sign_out", POST, **posted),
+            admins("secret", FORM, post=(422,)),
+            admins("secret_again", POST, post=(400,)),  # there is none
+            admins("secret_use", POST, post=(400,)),
+            admins("secret_discard", POST, post=(400,)),
+            admins("live_stop", POST, post=(303,), data={"turn": str(uuid.uuid4())}),
             admins("validate", POST, **posted),
             admins("refresh_models", POST, post=(409,)),  # its list is made by hand
             admins("default", POST, **posted),

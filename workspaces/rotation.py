@@ -128,10 +128,23 @@ def rotate() -> Iterator[Progress]:
     VaultKey.objects.exclude(key_id__in=[ring.primary, *in_use]).delete()
 
 
+def rotate_rows(rows: models.QuerySet) -> Iterator[Progress]:
+    """As `rotate`, of these rows alone; the register of keys stays as it is."""
+    ring = vault.keyring()
+    register(ring.primary)
+    for model, column in sealed_fields():
+        if model is rows.model:
+            yield from _rotate_field(ring, model, column, models.Q(pk__in=rows.values("pk")))
+
+
 def _rotate_field(
-    ring: vault.Keyring, model: type[models.Model], column: SealedField
+    ring: vault.Keyring,
+    model: type[models.Model],
+    column: SealedField,
+    only: models.Q = models.Q(),  # noqa: B008
 ) -> Iterator[Progress]:
-    others = _heads(model, column).exclude(head=vault.head_of(ring.primary)).order_by("pk")
+    others = _heads(model, column).exclude(head=vault.head_of(ring.primary))
+    others = others.filter(only).order_by("pk")
     last = None
     while True:
         page = others if last is None else others.filter(pk__gt=last)

@@ -57,6 +57,11 @@ if (!("command" in HTMLButtonElement.prototype)) {
   });
 }
 
+// What asks for itself every few seconds rests while nobody looks.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (document.hidden && event.target.matches("[data-while-visible]")) event.preventDefault();
+});
+
 // A dialog that a request brings into [data-dialogs] opens at once.
 document.addEventListener("htmx:afterSwap", (event) => {
   if (!event.target.matches("[data-dialogs]")) return;

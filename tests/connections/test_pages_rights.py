@@ -9,6 +9,7 @@ from connections.models import (
     AlertSettings,
     Connection,
     ProbeResult,
+    SecretCandidate,
     WorkspaceConnection,
 )
 from tests.builders import give_access, make_connection, make_member, make_user, make_workspace
@@ -40,6 +41,10 @@ CHANGE = {
     "sign_in_finish": ("local/sign-in/finish/", {"attempt": "x", "code": "y"}),
     "sign_in_cancel": ("local/sign-in/cancel/", {}),
     "sign_out": ("local/sign-out/", {}),
+    "secret_again": ("local/secret/again/", {"candidate": "x"}),
+    "secret_use": ("local/secret/use/", {"candidate": "x"}),
+    "secret_discard": ("local/secret/discard/", {"candidate": "x"}),
+    "live_stop": ("local/live/stop/", {"turn": "all"}),
     "refresh_models": ("local/models/", {}),
     "delete": ("local/delete/", {}),
     "restore": ("gone/restore/", {}),
@@ -50,6 +55,7 @@ FORMS = {
     "grant": ("local/access/support/", {}),
     "create": ("new/", {"name": "Theirs"}),
     "edit": ("local/edit/", {"name": "Theirs"}),
+    "secret": ("local/secret/", {"api_key": "sk-theirs-0123456789-abcdef"}),
 }
 POSTS = [*CHANGE.values(), *FORMS.values()]
 # Pages of other modules under the same prefix, with tests of their own.
@@ -70,6 +76,7 @@ def state():
         for model in (
             Connection,
             ProbeResult,
+            SecretCandidate,
             WorkspaceConnection,
             AuditEvent,
             AlertOptOut,

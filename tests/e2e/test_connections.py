@@ -314,3 +314,23 @@ def test_a_member_sees_the_settings_of_the_workspace_only(
     expect(page.get_by_text("Why this connection?")).to_be_visible()
     expect(page.locator("main form[method=post]")).to_have_count(0)
     assert page.goto(f"{patchbay.url}/connections/").status == 403
+
+
+def test_a_new_secret_climbs_beside_the_old_one_and_takes_its_place(
+    patchbay: Patchbay, page: Page, admin: Client, fakes: FakeProviders, complaints: list[str]
+):
+    add(admin, fakes, "Renewed", api_key="sk-old-0123456789-abcdef-0Ld1")
+    page.goto(f"{patchbay.url}/connections/renewed/")
+    page.get_by_role("link", name="Replace the secret").click()
+    page.get_by_label("API key").fill("sk-wrong-0123456789-abcdef")
+    page.get_by_role("button", name="Check the new secret").click()
+    candidate = page.locator("#candidate")
+    expect(candidate).to_have_attribute("data-state", "failed")
+    expect(candidate).to_contain_text("The old secret stays in use.")
+    page.get_by_role("link", name="Replace the secret").click()
+    page.get_by_label("API key").fill(GOOD_KEY)
+    page.get_by_role("button", name="Check the new secret").click()
+    expect(page.locator("#health")).to_have_attribute("data-status", "valid")
+    expect(candidate).to_have_count(0)
+    assert GOOD_KEY not in page.content()
+    assert complaints == []

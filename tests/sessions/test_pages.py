@@ -171,3 +171,28 @@ def test_long_client_keys_are_told_apart(client_for, bob, chat):
         assert client.post(f"{chat.get_absolute_url()}send/", data).status_code == 303
     sent = Message.objects.filter(chat=chat).order_by("seq")
     assert [message.text for message in sent] == ["message 1", "message 2"]
+
+
+def test_what_an_admin_wrote_of_a_pause_stands_wherever_people_meet_it(
+    client_for, alice, bob, chat, connection
+):
+    client, admin = client_for(bob), client_for(alice)
+    words = {"enabled": "false", "paused_message": "Back on Monday <3.", "next": "detail"}
+    assert admin.post("/connections/local/enable/", words).status_code == 303
+    said = "Back on Monday &lt;3."
+    # An empty session that has nothing else to go to, and the rungs that led there.
+    empty = client.get(chat.get_absolute_url()).text
+    assert empty.count(said) == 2
+    assert "“Local” is paused: " + said in empty
+    assert said in client.get("/w/support/settings/ai/").text
+    refused = client.post(f"{chat.get_absolute_url()}send/", {"text": "hello"})
+    assert refused.status_code == 409
+    assert said in refused.text
+    # A session that is locked to it: beside the composer, and when somebody sends all the same.
+    admin.post("/connections/local/enable/", {"enabled": "true"})
+    turns.send(chat.pk, bob, "hello")
+    admin.post("/connections/local/enable/", words)
+    assert said in client.get(chat.get_absolute_url()).text
+    refused = client.post(f"{chat.get_absolute_url()}send/", {"text": "hello again"})
+    assert refused.status_code == 409
+    assert said in refused.text

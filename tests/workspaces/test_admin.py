@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
+from datetime import timedelta
 
 import pytest
 from allauth.account.models import EmailAddress
@@ -22,6 +24,7 @@ from connections.models import (
     Connection,
     ProbeResult,
     Secret,
+    SecretCandidate,
     SignIn,
     WorkspaceConnection,
 )
@@ -57,7 +60,7 @@ from workspaces.models import (
     VaultKey,
     Workspace,
 )
-from workspaces.vault import Plain
+from workspaces.vault import Plain, file_keys
 
 pytestmark = pytest.mark.django_db
 
@@ -92,6 +95,14 @@ def make_rows(count, *, start=0):
             expires_at=at,
             binding=connection.binding,
             value=Plain("sealed-canary"),
+        )
+        SecretCandidate.objects.create(
+            connection=connection,
+            binding=connection.binding,
+            value=Plain("sealed-canary"),
+            created_at=at,
+            created_by=user,
+            expires_at=at,
         )
         chat = ChatSession.objects.create(
             workspace=space, owner=user, connection=connection, locked_at=at, updated_at=at
@@ -194,7 +205,7 @@ def test_nobody_else_gets_a_page_or_changes_a_row(model, rows, workspace, bob, c
     assert list(model.objects.order_by("pk").values(*columns)) == before
 
 
-@pytest.mark.parametrize("name", ["index", "password_change", "jsi18n", "autocomplete"])
+@pytest.mark.parametrize("name", ["index", "due", "password_change", "jsi18n", "autocomplete"])
 def test_the_site_s_own_pages_are_refused_too(name, bob, client_for):
     assert client_for(bob).get(reverse(f"admin:{name}")).status_code == 403
     assert client_for(None).get(reverse(f"admin:{name}")).status_code == 302
@@ -507,3 +518,54 @@ def test_taking_away_a_workspace_s_access_is_in_the_audit(as_alice, workspace):
     assert as_alice.post(page, {"post": "yes"}).status_code == 302
     event = AuditEvent.objects.get(action="workspaceconnection.delete")
     assert (event.workspace_id, event.details["was_default"]) == (workspace.pk, True)
+
+
+# -- sealing with the first key, and what is due next ----------------------------------------------
+
+
+def test_rotating_seals_the_chosen_connections_with_the_first_key(rows, as_alice, settings):
+    chosen, other = Connection.objects.order_by("slug")[:2]
+    before = Secret.objects.get(connection=other).value.key_id
+    settings.SECRET_KEYS = [secrets.token_urlsafe(32), *(settings.SECRET_KEYS or file_keys())]
+    data = {"action": "rotate_selected", "_selected_action": [str(chosen.pk)]}
+    for rotated in (3, 0):  # again is harmless
+        page = as_alice.post(url(Connection, "changelist"), data, follow=True)
+        assert f"{rotated} secret" in page.text
+    for model in (Secret, SecretCandidate, SignIn):
+        row = model.objects.get(connection=chosen)
+        assert row.value.key_id != before
+        assert row.value.open()
+    assert Secret.objects.get(connection=other).value.key_id == before
+    event = AuditEvent.objects.get(action="secret.rotate")
+    assert event.details == {"rotated": 3, "unreadable": 0}
+
+
+def test_rotating_says_what_it_could_not_read(rows, as_alice, settings):
+    chosen = Connection.objects.first()
+    settings.SECRET_KEYS = [secrets.token_urlsafe(32)]
+    data = {"action": "rotate_selected", "_selected_action": [str(chosen.pk)]}
+    page = as_alice.post(url(Connection, "changelist"), data, follow=True)
+    assert "3 could not be read" in page.text
+
+
+def test_what_is_due_next_in_a_bounded_number_of_queries(as_alice):
+    def asked():
+        with CaptureQueriesContext(database) as captured:
+            page = as_alice.get("/admin/due/")
+        assert page.status_code == 200
+        return len(captured), page.text
+
+    make_rows(1)
+    soon = timezone.now() + timedelta(hours=1)
+    asked()
+    few, _html = asked()
+    make_rows(24, start=1)
+    Connection.objects.update(next_check_at=soon)
+    ChatSession.objects.update(queue_not_before=soon, title="the plan of the merger")
+    Secret.objects.update(renew_at=soon)
+    many, html = asked()
+    assert many <= few
+    assert html.count("and 5 more") == 4
+    assert "Space-3" in html or "Space-1" in html
+    assert "merger" not in html
+    assert as_alice.post("/admin/due/").status_code == 405
