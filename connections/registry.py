@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from connections.resolve import Choice
 from workspaces.models import Workspace
@@ -27,11 +29,33 @@ class Dependents:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What turns used: US dollars as far as prices are known, tokens read and written, and how
+    many of the turns had no known price, or were paid for by a plan."""
+
+    cost: Decimal = Decimal(0)
+    tokens: int = 0
+    unpriced: int = 0
+    covered: int = 0
+
+    def __add__(self, other: Used) -> Used:
+        return Used(
+            self.cost + other.cost,
+            self.tokens + other.tokens,
+            self.unpriced + other.unpriced,
+            self.covered + other.covered,
+        )
+
+
 DependentsCounter = Callable[[Iterable[uuid.UUID]], dict[uuid.UUID, Dependents]]
 ChoiceFinder = Callable[[Workspace, uuid.UUID], Choice | None]
+# The column (`workspace_id` or `connection_id`), its value, the first day.
+UsageAdder = Callable[[str, uuid.UUID, dt.date], Used]
 
 _counters: list[DependentsCounter] = []
 _finders: list[ChoiceFinder] = []
+_adders: list[UsageAdder] = []
 
 
 def count_dependents_with(counter: DependentsCounter) -> None:
@@ -61,3 +85,13 @@ def choice_of(workspace: Workspace, session_id: uuid.UUID) -> Choice | None:
         if (choice := finder(workspace, session_id)) is not None:
             return choice
     return None
+
+
+def add_usage_with(adder: UsageAdder) -> None:
+    """Registers who knows what a workspace or a connection used from a day on."""
+    if adder not in _adders:
+        _adders.append(adder)
+
+
+def used_since(column: str, key: uuid.UUID, first: dt.date) -> Used:
+    return sum((adder(column, key, first) for adder in _adders), Used())

@@ -23,7 +23,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 
-from connections import actions, display, grants, health, sign_in, tasks, validation
+from connections import actions, budgets, display, grants, health, sign_in, tasks, validation
 from connections.capabilities import usable_models
 from connections.deleting import recently_deleted
 from connections.forms import WRITE_ONLY, ConnectionForm
@@ -443,6 +443,7 @@ def _detail_page(
         **_models(connection),
         "mid_stream_choices": display.MID_STREAM_CHOICES,
         "sign_in": display.SignInShown.of(connection, request.user),
+        "standing": budgets.standing_of(connection),
     }
     return render(request, "connections/detail.html", context, status=status)
 

@@ -14,3 +14,4 @@ class SessionsConfig(AppConfig):
 
         registry.count_dependents_with(links.count_dependents)
         registry.find_choices_with(links.find_choice)
+        registry.add_usage_with(links.add_usage)

@@ -1,16 +1,18 @@
-"""What connections ask of sessions: how many point at one, and which one a session chose."""
+"""What connections ask of sessions: how many point at one, which one a session chose, and what was
+used."""
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from django.db.models import Count, QuerySet
+from django.db.models import Count, QuerySet, Sum
 
-from connections.registry import Dependents
+from connections.registry import Dependents, Used
 from connections.resolve import Choice
-from sessions.models import ChatSession, Message, Turn
+from sessions.models import ChatSession, Message, Turn, UsageDay
 from workspaces.models import Workspace
 
 
@@ -34,3 +36,12 @@ def find_choice(workspace: Workspace, session_id: uuid.UUID) -> Choice | None:
     """What a session of this workspace says; None when it has no such session. One query."""
     chat = ChatSession.objects.filter(workspace=workspace, pk=session_id).first()
     return Choice(chat.connection_id, chat.locked_at) if chat else None
+
+
+def add_usage(column: str, key: uuid.UUID, first: dt.date) -> Used:
+    """What turns used from a day on. One query over those days' rows."""
+    rows = UsageDay.objects.filter(**{column: key}, day__gte=first).order_by()
+    names = ("cost", "input_tokens", "output_tokens", "unpriced", "covered")
+    sums = rows.aggregate(**{f"sum_{name}": Sum(name) for name in names})
+    cost, read, written, unpriced, covered = (sums[f"sum_{name}"] or 0 for name in names)
+    return Used(Used().cost + cost, read + written, unpriced, covered)

@@ -44,6 +44,7 @@ FIELDS = [
     *("token", "email", "workspace", "remember", "clear_secret", "workspaces", "models_synced"),
     *("failures", "by_mail", "webhook_url", "webhook_secret", "remove_webhook", "mail"),
     *("prefix", "url", "headers", "tool", "tools_mode"),
+    *("soft_cost", "hard_cost", "soft_tokens", "hard_tokens"),
 ]
 DEEP = "[" * 100_000
 VALUES = [

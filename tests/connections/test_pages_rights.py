@@ -7,6 +7,7 @@ from django.urls import get_resolver
 from connections.models import (
     AlertOptOut,
     AlertSettings,
+    Budget,
     Connection,
     ProbeResult,
     WorkspaceConnection,
@@ -46,6 +47,7 @@ CHANGE = {
 }
 FORMS = {
     "alerts": ("alerts/", {"failures": "1"}),
+    "budget": ("local/budget/", {"hard_cost": "1"}),
     "access": ("local/access/", {"access": "chosen"}),
     "grant": ("local/access/support/", {}),
     "create": ("new/", {"name": "Theirs"}),
@@ -74,6 +76,7 @@ def state():
             AuditEvent,
             AlertOptOut,
             AlertSettings,
+            Budget,
         )
     ]
 
