@@ -300,7 +300,7 @@ def _check(limits: Limits) -> None:
         for name, value in ((f"soft_{unit}", soft), (f"hard_{unit}", hard)):
             if value is not None and value <= 0:
                 wrong[name] = [_("Enter a number above 0, or leave it empty.")]
-        if soft is not None and hard is not None and soft > hard:
+        if soft is not None and hard is not None and soft > hard > 0:
             wrong[f"soft_{unit}"] = [_("The notice comes before the stop: enter less than that.")]
     if wrong:
         raise ValidationError(wrong)
