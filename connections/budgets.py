@@ -115,10 +115,6 @@ class Standing:
             if soft is not None or hard is not None
         ]
 
-    @property
-    def has_cost_limit(self) -> bool:
-        return self.budget.soft_cost is not None or self.budget.hard_cost is not None
-
 
 def _meter(name: str, value: Any, soft: Any, hard: Any, shown: Any) -> Meter:
     tone = "accent"
