@@ -171,6 +171,10 @@ OAUTH = {
 # -- turns -----------------------------------------------------------------------------------------
 TURNS_PER_WORKER = env.integer("PATCHBAY_TURNS_PER_WORKER", 300, least=1, most=10_000)
 PROBES_PER_WORKER = 50
+# What one person may do, 0 for no limit.
+SENDS_PER_MINUTE = env.integer("PATCHBAY_SENDS_PER_MINUTE", 60, most=100_000)
+TURNS_PER_PERSON = env.integer("PATCHBAY_TURNS_PER_PERSON", 25, most=10_000)
+STREAMS_PER_PERSON = env.integer("PATCHBAY_STREAMS_PER_PERSON", 40, most=10_000)
 TITLES = env.boolean("PATCHBAY_TITLES", True)
 SECRET_MAX_AGE_DAYS = env.integer("PATCHBAY_SECRET_MAX_AGE_DAYS", 180, least=0, most=36_500)
 # The first is the default; without the variable, the extra's own binary where it is installed.

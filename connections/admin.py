@@ -20,6 +20,7 @@ from connections.models import (
     Alert,
     AlertOptOut,
     AlertSettings,
+    Budget,
     Connection,
     ProbeResult,
     Secret,
@@ -376,3 +377,20 @@ class AlertAdmin(ReadOnly, admin.ModelAdmin):
     date_hierarchy = "at"
     show_full_result_count = False
     fields = ("connection", "at", "state", "since", "error_kind", "mail", "webhook")
+
+
+@admin.register(Budget)
+class BudgetAdmin(ReadOnly, admin.ModelAdmin):
+    """To look at: limits are changed on the budget's own page."""
+
+    list_display = (
+        *("__str__", "workspace", "connection", "month", "cost", "hard_cost", "tokens"),
+        "hard_tokens",
+    )
+    list_select_related = ("workspace", "connection")
+    search_fields = ("workspace__name", "connection__name")
+    show_full_result_count = False
+    fields = (
+        *("workspace", "connection", "soft_cost", "hard_cost", "soft_tokens", "hard_tokens"),
+        *("month", "cost", "tokens", "unpriced", "covered", "soft_told", "hard_told"),
+    )

@@ -609,11 +609,63 @@ class Alert(orm.Model):
         return f"{self.connection_id} {self.state} {self.at:%Y-%m-%d %H:%M}"
 
 
+class Budget(orm.Model):
+    """What a workspace, or a connection, may use in a calendar month (UTC), and what it used in
+    `month`, the one that was counted last. Written by `connections.budgets` alone.
+
+    Costs are US dollars. At a soft limit admins are told, at a hard one nothing more is sent.
+    `unpriced` turns have tokens but no known price, `covered` ones ran on a signed-in account.
+    `soft_told` and `hard_told` are the months whose passing of a limit stands in the audit.
+    """
+
+    id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    workspace = orm.OneToOneField(
+        Workspace, orm.CASCADE, null=True, blank=True, related_name="budget"
+    )
+    connection = orm.OneToOneField(
+        Connection, orm.CASCADE, null=True, blank=True, related_name="budget"
+    )
+    soft_cost = orm.DecimalField(_("notice at"), max_digits=12, decimal_places=2, null=True)
+    hard_cost = orm.DecimalField(_("stop at"), max_digits=12, decimal_places=2, null=True)
+    soft_tokens = orm.PositiveBigIntegerField(_("notice at"), null=True)
+    hard_tokens = orm.PositiveBigIntegerField(_("stop at"), null=True)
+
+    month = orm.DateField(_("month"))
+    cost = orm.DecimalField(_("cost"), max_digits=14, decimal_places=6, default=0)
+    tokens = orm.PositiveBigIntegerField(_("tokens"), default=0)
+    unpriced = orm.PositiveIntegerField(default=0)
+    covered = orm.PositiveIntegerField(default=0)
+    soft_told = orm.DateField(null=True, blank=True, editable=False)
+    hard_told = orm.DateField(null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("budget")
+        verbose_name_plural = _("budgets")
+        ordering = ["id"]
+        constraints = [
+            orm.CheckConstraint(
+                condition=orm.Q(workspace__isnull=False, connection__isnull=True)
+                | orm.Q(workspace__isnull=True, connection__isnull=False),
+                name="budget_of_one_thing",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.target)
+
+    @property
+    def target(self) -> Workspace | Connection:
+        found = self.workspace or self.connection
+        assert found is not None
+        return found
+
+
 __all__ = [
     "DEFAULT_CONTEXT_WINDOW",
     "Alert",
     "AlertOptOut",
     "AlertSettings",
+    "Budget",
     "Connection",
     "ProbeResult",
     "Secret",

@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from connections.resolve import Choice
 from workspaces.models import User, Workspace
@@ -62,12 +63,36 @@ class Live:
 LiveFinder = Callable[[uuid.UUID, User, int], Live]
 # Stops one reply on the connection, or all (None); how many it asked to stop.
 LiveStopper = Callable[[uuid.UUID, "uuid.UUID | None", User], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What turns used: US dollars as far as prices are known, tokens read and written, and how
+    many of the turns had no known price, or were paid for by a plan."""
+
+    cost: Decimal = Decimal(0)
+    tokens: int = 0
+    unpriced: int = 0
+    covered: int = 0
+
+    def __add__(self, other: Used) -> Used:
+        return Used(
+            self.cost + other.cost,
+            self.tokens + other.tokens,
+            self.unpriced + other.unpriced,
+            self.covered + other.covered,
+        )
+
+
 DependentsCounter = Callable[[Iterable[uuid.UUID]], dict[uuid.UUID, Dependents]]
 ChoiceFinder = Callable[[Workspace, uuid.UUID], Choice | None]
+# The column (`workspace_id` or `connection_id`), its value, the first day.
+UsageAdder = Callable[[str, uuid.UUID, dt.date], Used]
 
 _counters: list[DependentsCounter] = []
 _finders: list[ChoiceFinder] = []
 _live: list[tuple[LiveFinder, LiveStopper]] = []
+_adders: list[UsageAdder] = []
 
 
 def count_dependents_with(counter: DependentsCounter) -> None:
@@ -120,3 +145,13 @@ def stop_live(connection_id: uuid.UUID, turn_id: uuid.UUID | None, actor: User) 
     """Asks for the end of one reply on this connection, or of all with None; how many were under
     way. Each in a transaction with its audit row; whether the person may is the caller's to ask."""
     return sum(stopper(connection_id, turn_id, actor) for _finder, stopper in _live)
+
+
+def add_usage_with(adder: UsageAdder) -> None:
+    """Registers who knows what a workspace or a connection used from a day on."""
+    if adder not in _adders:
+        _adders.append(adder)
+
+
+def used_since(column: str, key: uuid.UUID, first: dt.date) -> Used:
+    return sum((adder(column, key, first) for adder in _adders), Used())

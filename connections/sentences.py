@@ -348,8 +348,8 @@ _SENTENCES: dict[str, Sentence] = {
     Reason.BUDGET: Sentence(
         _("Budget used up"),
         _("The budget set for this is used up."),
-        _("Raise it, or wait for the next period."),
-        _("Ask an admin."),
+        _("Raise it, or wait for the next month, then try again."),
+        _("Ask an admin, or try again next month."),
     ),
     Reason.DNS: Sentence(
         _("Host not found"),

@@ -4,6 +4,7 @@ from connections import (
     views,
     views_access,
     views_alerts,
+    views_budgets,
     views_deleting,
     views_health,
     views_live,
@@ -45,6 +46,7 @@ urlpatterns = [
     path("<str:slug>/order/", views.connection_order, name="order"),
     path("<str:slug>/delete/", views_deleting.connection_delete, name="delete"),
     path("<str:slug>/restore/", views_deleting.connection_restore, name="restore"),
+    path("<str:slug>/budget/", views_budgets.connection_budget, name="budget"),
     path("<str:slug>/access/", views_access.connection_access, name="access"),
     path("<str:slug>/access/<str:workspace>/", views_access.connection_grant, name="grant"),
     path(

@@ -27,6 +27,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from connections import (
     actions,
     alerts,
+    budgets,
     candidates,
     display,
     grants,
@@ -480,6 +481,7 @@ def _detail_page(
         "age": display.SecretAge.of(connection),
         "takes_secret": candidates.takes_secret(connection),
         "live": live_on(connection.pk, request.user),
+        "standing": budgets.standing_of(connection),
     }
     return render(request, "connections/detail.html", context, status=status)
 

@@ -19,3 +19,4 @@ class SessionsConfig(AppConfig):
         palette.offer(commands.commands, place=1)
         keep_with(belongings.Sessions())
         registry.show_live_with(links.find_live, links.stop_live)
+        registry.add_usage_with(links.add_usage)

@@ -1,21 +1,22 @@
-"""What connections ask of sessions: how many point at one, which one a session chose, and who uses
-one now."""
+"""What connections ask of sessions: how many point at one, which one a session chose, who uses one
+now, and what was used."""
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
 from django.db import transaction
-from django.db.models import BooleanField, Count, F, OuterRef, QuerySet, Subquery
+from django.db.models import BooleanField, Count, F, OuterRef, QuerySet, Subquery, Sum
 from django.db.models.expressions import RawSQL
 from django.urls import reverse
 
-from connections.registry import Dependents, Live, LiveTurn
+from connections.registry import Dependents, Live, LiveTurn, Used
 from connections.resolve import Choice
 from sessions import turns
-from sessions.models import ChatSession, Message, Turn
+from sessions.models import ChatSession, Message, Turn, UsageDay
 from workspaces.audit import record
 from workspaces.models import User, Workspace
 
@@ -113,3 +114,12 @@ def stop_live(connection_id: uuid.UUID, turn_id: uuid.UUID | None, actor: User) 
             )
         stopped += 1
     return stopped
+
+
+def add_usage(column: str, key: uuid.UUID, first: dt.date) -> Used:
+    """What turns used from a day on. One query over those days' rows."""
+    rows = UsageDay.objects.filter(**{column: key}, day__gte=first).order_by()
+    names = ("cost", "input_tokens", "output_tokens", "unpriced", "covered")
+    sums = rows.aggregate(**{f"sum_{name}": Sum(name) for name in names})
+    cost, read, written, unpriced, covered = (sums[f"sum_{name}"] or 0 for name in names)
+    return Used(Used().cost + cost, read + written, unpriced, covered)

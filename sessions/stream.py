@@ -41,7 +41,9 @@ CHECKED_AT_ONCE = 500
 BEAT = 15.0  # seconds of silence before a comment
 LONGEST = 30 * 60.0  # seconds a stream lasts; the page then opens the next
 LAG = 4 * 2**20  # bytes a viewer may lag behind
-VIEWERS_A_PERSON = 40
+HELD = 60.0  # seconds a stream's place among its person's lasts unless it is held again
+HOLD_EVERY = 20.0
+ASK_AGAIN = 3.0  # seconds after which a Redis that didn't answer is asked for a place again
 
 
 def _pair(identifier: str) -> tuple[int, int]:
@@ -139,6 +141,8 @@ class Reader:
         self._positions: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
         self.is_well = True  # Redis answered when it was last asked
+        self._ask_places = 0.0  # not before: a dead Redis isn't asked for every page
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def watch(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
         """Joins a viewer: what its cursor misses waits for it when this returns, the rest
@@ -158,6 +162,53 @@ class Reader:
             await pipe.execute()
         missed = await self._quick.xrange(key, min=f"({viewer.cursor}")
         viewer.catch_up([Encoded.of(*entry) for entry in missed])
+
+    async def take_place(self, person: uuid.UUID, place: str) -> bool:
+        """One of the places that a person's streams have, of all web processes together; False when
+        all are taken. Without Redis only this process's own streams count. One round trip."""
+        most = settings.STREAMS_PER_PERSON
+        if not most:
+            return True
+        if _open_by_person[person] >= most:
+            return False
+        if time.monotonic() < self._ask_places:
+            return True
+        key, now = _places(person), time.time()
+        pipe = self._quick.pipeline(transaction=True)
+        pipe.zremrangebyscore(key, 0, now)
+        pipe.zadd(key, {place: now + HELD})
+        pipe.zcard(key)
+        pipe.expire(key, int(2 * HELD))
+        try:
+            _gone, _new, count, _expires = await pipe.execute()
+            if count > most:
+                await self._quick.zrem(key, place)
+                return False
+        except (redis.RedisError, OSError):
+            self._ask_places = time.monotonic() + ASK_AGAIN
+        return True
+
+    async def hold_place(self, person: uuid.UUID, place: str) -> None:
+        """Says that the stream is still there, also to a Redis that forgot."""
+        if settings.STREAMS_PER_PERSON and time.monotonic() >= self._ask_places:
+            pipe = self._quick.pipeline(transaction=False)
+            pipe.zadd(_places(person), {place: time.time() + HELD})
+            pipe.expire(_places(person), int(2 * HELD))
+            try:
+                await pipe.execute()
+            except (redis.RedisError, OSError):
+                self._ask_places = time.monotonic() + ASK_AGAIN
+
+    def leave_place(self, person: uuid.UUID, place: str) -> None:
+        """In a task of its own: the stream that ends may be cancelled already."""
+        if settings.STREAMS_PER_PERSON:
+            task = asyncio.get_running_loop().create_task(self._leave_place(person, place))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def _leave_place(self, person: uuid.UUID, place: str) -> None:
+        with contextlib.suppress(redis.RedisError, OSError):  # else it runs out
+            await self._quick.zrem(_places(person), place)
 
     def leave(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
         key = bus.key_of(chat_id)
@@ -199,6 +250,10 @@ class Reader:
                     event = Encoded.of(*entry)
                     for viewer in viewers:
                         viewer.put(event)
+
+
+def _places(person: uuid.UUID) -> str:
+    return f"patchbay:streams:{person}"
 
 
 type _Question = tuple[SignIn, uuid.UUID, asyncio.Future[Watch | SignedOut | None]]
@@ -286,27 +341,33 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
         return SignIn.of(request)
 
     sign_in = await sync_to_async(first_check)()
-    if _open_by_person[sign_in.user_id] >= VIEWERS_A_PERSON:
+    place = uuid.uuid4().hex
+    if not await _reader().take_place(sign_in.user_id, place):
         return HttpResponse(
-            _("You have too many pages open. Close some and reload this one."), status=429
+            _("You have too many pages open. Close some and reload this one."),
+            status=429,
+            content_type="text/plain; charset=utf-8",
+            headers={"Retry-After": "10", "Cache-Control": "no-store"},
         )
     after = valid_cursor(request.headers.get("last-event-id") or request.GET.get("after", ""))
     version = request.GET.get("v", "0")
     viewer = Viewer(after, int(version) if version.isascii() and version.isdigit() else 0)
     return StreamingHttpResponse(
-        _follow(sign_in, chat_id, viewer),
+        _follow(sign_in, chat_id, viewer, place),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _follow(sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer) -> AsyncIterator[bytes]:
+async def _follow(
+    sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer, place: str
+) -> AsyncIterator[bytes]:
     reader = _reader()
     user_id = sign_in.user_id
     _open_by_person[user_id] += 1
     joined = False
     behind = 0
-    started = time.monotonic()
+    started = held = time.monotonic()
     checked = spoke = 0.0
     try:
         yield b"retry: 1000\n: hello\n\n"
@@ -315,6 +376,9 @@ async def _follow(sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer) -> AsyncI
                 with contextlib.suppress(redis.RedisError, OSError):
                     await reader.watch(chat_id, viewer)
                     joined = True
+            if now - held >= HOLD_EVERY:
+                held = now
+                await reader.hold_place(user_id, place)
             hears = joined and reader.is_well
             every = (CHECK_EVERY if hears else DEGRADED_EVERY) if not behind else 1.0
             if now - checked >= every:
@@ -348,3 +412,4 @@ async def _follow(sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer) -> AsyncI
         if not _open_by_person[user_id]:
             del _open_by_person[user_id]
         reader.leave(chat_id, viewer)
+        reader.leave_place(user_id, place)

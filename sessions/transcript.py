@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -18,11 +18,12 @@ from django.utils.functional import cached_property
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from connections import budgets
 from connections.capabilities import Capabilities, capabilities
 from connections.choices import MidStream
 from connections.models import Connection
 from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
-from connections.sentences import Sentence, sentence
+from connections.sentences import Reason, Sentence, sentence
 from sessions import bus, turns
 from sessions.access import visible_chats
 from sessions.continuing import successors
@@ -323,7 +324,19 @@ class Transcript:
 
     @property
     def pause(self) -> Sentence | None:
+        if self.chat.queue_paused == Reason.BUDGET:
+            return self._budget_pause
         return sentence(self.chat.queue_paused) if self.chat.queue_paused else None
+
+    @cached_property
+    def _budget_pause(self) -> Sentence:
+        """Which budget stands against it, or that none does any more. One query."""
+        found = sentence(Reason.BUDGET)
+        if said := budgets.refusal(self.chat.workspace_id, self.chat.connection_id):
+            fix = _("Raise it, or resume then.")
+            return replace(found, what=said, fix=fix, ask=_("Resume then, or ask an admin."))
+        what = _("The budget was used up; there is room in it again.")
+        return replace(found, what=what, fix=_("Resume to go on."), ask="")
 
     @property
     def context_tokens(self) -> int:

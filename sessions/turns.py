@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import OperationalError, transaction
@@ -30,6 +31,7 @@ from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from connections import budgets
 from connections.capabilities import capabilities, usable_models
 from connections.choices import MidStream
 from connections.models import Connection, WorkspaceConnection
@@ -49,6 +51,7 @@ MAX_CLAIMS = 3
 LEAST_OUTPUT = 256  # tokens that a reply may be bound to
 MAX_TEXT = 200_000  # characters of one message
 MAX_KEY = 64  # characters of a client key as it is stored
+RETRY_RUNNING = 5  # seconds after which it is worth trying whether one of many replies has ended
 MAX_WAITING = 200  # messages of one session that wait
 FIRST_WORDS = 50  # characters of the first message that make the title at once
 
@@ -85,6 +88,14 @@ class Refused(Exception):
 
 class Locked(Refused):
     """The session's connection is locked."""
+
+
+class TooMany(Refused):
+    """The person does too much at once; `retry_after` is in seconds."""
+
+    def __init__(self, sentence: str, retry_after: int) -> None:
+        super().__init__("too_many", sentence)
+        self.retry_after = retry_after
 
 
 class LeaseLost(Exception):
@@ -171,6 +182,10 @@ def _advance(chat: ChatSession) -> Turn | None:
     )
     if message is None:
         return None
+    if budgets.refusal(chat.workspace_id, chat.connection_id):
+        chat.queue_paused, chat.queue_not_before = Reason.BUDGET, None
+        _changed(chat, "queue_paused", "queue_not_before")
+        return None
     chat.queue_not_before = None
     turn = _start_turn(chat, message)
     _changed(chat, "queue_not_before")
@@ -184,6 +199,27 @@ def _resolved(chat: ChatSession, actor: User, choice: Choice) -> Resolution:
     if resolution.refusal is not None:
         raise Refused(resolution.refusal, resolution.refusal_text(admin=actor.is_instance_admin))
     return resolution
+
+
+def _check_budget(chat: ChatSession) -> None:
+    """Raises `Refused` when a budget over the session is used up. One query."""
+    if said := budgets.refusal(chat.workspace_id, chat.connection_id):
+        raise Refused(Reason.BUDGET, said)
+
+
+def _check_running(person: User) -> None:
+    """Raises `TooMany` when so many replies to a person are under way that no other may begin. One
+    query. Sends at the same instant in several sessions may pass it together."""
+    most = settings.TURNS_PER_PERSON
+    if most and Turn.objects.filter(started_by=person, state__in=Turn.ACTIVE).count() >= most:
+        raise TooMany(
+            _(
+                "%(n)d replies to you are under way, as many as there may be at once. Wait for one "
+                "to end, then send this again."
+            )
+            % {"n": most},
+            RETRY_RUNNING,
+        )
 
 
 # -- what people do --------------------------------------------------------------------------------
@@ -243,6 +279,7 @@ def _send(
         raise Refused("empty", _("Write a message first."))
     _check_length(text)
     connection = _lock_connection(chat, author)
+    _check_budget(chat)
     if attachments and not capabilities(connection, chat.model).supports_images:
         raise Refused(
             "images",
@@ -278,6 +315,7 @@ def _send(
         message.save(update_fields=["delivery"])
         started = _advance(chat)
     else:
+        _check_running(author)
         chat.queue_paused, chat.queue_not_before = "", None
         started = _start_turn(chat, message)
     chat.updated_at = timezone.now()
@@ -500,6 +538,8 @@ def retry(chat_id: uuid.UUID, actor: User) -> Turn:
     if turn is None or turn.is_active or turn.state == Turn.State.DONE:
         raise Refused("nothing_to_retry", _("There is nothing to try again."))
     _resolved(chat, actor, Choice(chat.connection_id, chat.locked_at))
+    _check_budget(chat)
+    _check_running(actor)
     Message.objects.filter(turn=turn, role=Message.Role.ASSISTANT).delete()
     Message.objects.filter(turn=turn).update(step=0)
     fresh = Turn(pk=turn.pk, chat=chat, number=turn.number, model=chat.model)
@@ -513,8 +553,9 @@ def retry(chat_id: uuid.UUID, actor: User) -> Turn:
 
 @transaction.atomic
 def resume(chat_id: uuid.UUID) -> Turn | None:
-    """Lets a paused queue go on. Locks the session."""
+    """Lets a paused queue go on. Raises `Refused` while a budget is used up. Locks the session."""
     chat = _lock(chat_id)
+    _check_budget(chat)
     chat.queue_paused, chat.queue_not_before, chat.failures = "", None, 0
     _changed(chat, "queue_paused", "queue_not_before", "failures")
     return _advance(chat)
@@ -625,10 +666,22 @@ def _refuse_without_access(chat: ChatSession, turn_id: uuid.UUID) -> bool:
     return True
 
 
+def _refuse_over_budget(chat: ChatSession, turn_id: uuid.UUID) -> bool:
+    """Ends a pending turn whose budget was used up since it was asked for; True when it did. Under
+    the lock."""
+    if not budgets.refusal(chat.workspace_id, chat.connection_id):
+        return False
+    turn = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING).first()
+    if turn is not None:
+        turn.error_kind = Reason.BUDGET
+        _end(chat, turn, Turn.State.FAILED)
+    return True
+
+
 @transaction.atomic
 def claim(turn_id: uuid.UUID) -> Turn | None:
     """Takes a pending turn for this worker, or None when somebody else has it or it is gone, or
-    its person may no longer send: then it ends here.
+    its person may no longer send or a budget is used up: then it ends here.
 
     A compare-and-set on the state: the same task delivered twice, at the same moment or hours
     later, gives one claim. Writes the audit row for the use of the connection's secret. Locks the
@@ -639,7 +692,7 @@ def claim(turn_id: uuid.UUID) -> Turn | None:
     if chat_id is None:
         return None
     chat = _lock(chat_id)
-    if _refuse_without_access(chat, turn_id):
+    if _refuse_without_access(chat, turn_id) or _refuse_over_budget(chat, turn_id):
         return None
     now, token = timezone.now(), uuid.uuid4()
     took = pending.filter(claims__lt=MAX_CLAIMS).update(

@@ -13,7 +13,9 @@ from django.db.models import F, QuerySet, Sum
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from connections import budgets
 from connections.choices import AuthType
+from connections.registry import Used
 from sessions.models import ChatSession, Turn, UsageDay
 from workspaces.models import User
 
@@ -30,8 +32,8 @@ GROUPS = {
 
 
 def count(chat: ChatSession, turn: Turn) -> None:
-    """Adds an ended turn to its day. One that never reached a provider used nothing. Two queries,
-    three for the first of a day."""
+    """Adds an ended turn to its day, and to the budgets over it. One that never reached a provider
+    used nothing. Three queries, four for the first of a day, one more for each budget."""
     if not turn.request_sent:
         return
     covered = chat.connection is not None and chat.connection.auth_type == AuthType.OAUTH
@@ -43,6 +45,13 @@ def count(chat: ChatSession, turn: Turn) -> None:
         "unpriced": int(turn.cost is None and any(tokens.values()) and not covered),
         "covered": int(covered),
     }
+    _count_day(chat, turn, added)
+    tokens_used = turn.input_tokens + turn.output_tokens
+    used = Used(Decimal(added["cost"]), tokens_used, added["unpriced"], added["covered"])
+    budgets.add(used, workspace_id=chat.workspace_id, connection_id=chat.connection_id)
+
+
+def _count_day(chat: ChatSession, turn: Turn, added: dict[str, Any]) -> None:
     key = {
         "day": timezone.now().astimezone(dt.UTC).date(),
         "workspace_id": chat.workspace_id,

@@ -12,6 +12,7 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_safe
 
+from connections import budgets
 from sessions import usage
 from sessions.models import UsageDay
 from workspaces.models import Role, Workspace
@@ -22,11 +23,16 @@ from workspaces.spreadsheet import inert
 
 @require_safe
 def workspace_usage(request: HttpRequest, workspace: str) -> HttpResponse:
-    """Admins see people by name; others the totals, and of people themselves."""
+    """Admins see people by name; others the totals, and of people themselves. The budget is
+    for admins."""
     access = workspace_for(request, workspace)
     groups = ["connection", "model", "person", "day"]
     rows, by = _of_workspace(request, access, groups)
-    page = _page(request, rows, by, groups, access.workspace)
+    shown: dict[str, Any] = {}
+    if access.has(Role.ADMIN):
+        standing = budgets.standing_of(access.workspace)
+        shown = {"standing": standing, "sees_budget": standing or access.user.is_instance_admin}
+    page = _page(request, rows, by, groups, access.workspace, **shown)
     return remember(request, page, access.workspace)
 
 
@@ -76,6 +82,7 @@ def _page(
     by: str,
     groups: list[str],
     workspace: Workspace | None,
+    **more: Any,
 ) -> HttpResponse:
     days = _days(request)
     args = [workspace.slug] if workspace else []
@@ -93,7 +100,7 @@ def _page(
         "here": reverse(name, args=args),
         "export": f"{reverse(f'{name}_export', args=args)}?days={days}&by={by}",
     }
-    return render(request, "sessions/usage.html", context)
+    return render(request, "sessions/usage.html", context | more)
 
 
 def _export(request: HttpRequest, rows: QuerySet[UsageDay], by: str, name: str) -> HttpResponse:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from connections.models import Connection
-from sessions import turns
+from sessions import limits, turns
 from sessions.access import may_hand_over, readable_chat, writable_chat
 from sessions.continuing import continue_on
 from sessions.images import ImageRefused, check_images
@@ -128,7 +128,12 @@ def refused(
     request: HttpRequest, chat: ChatSession, refusal: turns.Refused, draft: str = ""
 ) -> HttpResponse:
     status = _STATUS.get(refusal.kind, 409)
-    return answer(request, chat, draft=draft, problem=refusal.sentence, status=status)
+    if isinstance(refusal, turns.TooMany):
+        status = 429
+    response = answer(request, chat, draft=draft, problem=refusal.sentence, status=status)
+    if isinstance(refusal, turns.TooMany):
+        response.headers["Retry-After"] = str(refusal.retry_after)
+    return response
 
 
 @require_POST
@@ -136,6 +141,10 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
     """Accepts a message: `text`, `client_key` (made here when left out), `images`."""
     chat = writable_chat(request, workspace, chat_id)
     text = request.POST.get("text", "")
+    try:
+        limits.count_send(request.user)
+    except turns.TooMany as refusal:
+        return refused(request, chat, refusal, draft=text)
     try:
         images = check_images(request.FILES.getlist("images"))
     except ImageRefused as refusal:
@@ -169,6 +178,7 @@ def chat_stop(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
 def chat_retry(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = writable_chat(request, workspace, chat_id)
     try:
+        limits.count_send(request.user)
         turns.retry(chat.pk, request.user)
     except turns.Refused as refusal:
         return refused(request, chat, refusal)
@@ -196,7 +206,10 @@ def chat_continue(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> H
 @require_POST
 def chat_resume(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = writable_chat(request, workspace, chat_id)
-    turns.resume(chat.pk)
+    try:
+        turns.resume(chat.pk)
+    except turns.Refused as refusal:
+        return refused(request, chat, refusal)
     return answer(request, chat)
 
 

@@ -58,6 +58,10 @@ GATES: dict[str, dict[str, int]] = {
         **dict.fromkeys(("charlie", "viewer", "colleague", "wadmin", "alice"), HIDDEN),
     },
     "instance admin": dict.fromkeys(("charlie", "viewer", "colleague", "owner", "wadmin"), REFUSED),
+    "instance admin of a workspace": {
+        "charlie": HIDDEN,
+        **dict.fromkeys(("viewer", "colleague", "owner", "wadmin"), REFUSED),
+    },
     "nobody": dict.fromkeys(("charlie", "viewer", "colleague", "owner", "wadmin", "alice"), HIDDEN),
 }
 
@@ -269,6 +273,12 @@ def routes(world: World) -> dict[str, Route]:
                 Try("nobody", args=("no-such",)),
             ),
             one("usage:instance", GET, Try("instance admin")),
+            one(
+                "usage:budget",
+                FORM,
+                Try("instance admin of a workspace", args=("support",), post=(303,)),
+                Try("nobody", args=("no-such",)),
+            ),
             one("usage:instance_export", GET, Try("instance admin")),
             *(
                 one(
@@ -373,6 +383,7 @@ def routes(world: World) -> dict[str, Route]:
                 Try("instance admin", args=("gone",), post=(303,)),
                 Try("instance admin", args=("local",), post=(404,)),
             ),
+            admins("budget", FORM, post=(303,)),
             admins("access", FORM, post=(303,), data={"access": "all"}),
             one(
                 "connections:grant",

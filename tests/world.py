@@ -15,7 +15,7 @@ from django.db import models, transaction
 from django.utils import timezone
 from PIL import Image
 
-from connections.models import Alert, AlertOptOut, AlertSettings, Connection, ProbeResult
+from connections.models import Alert, AlertOptOut, AlertSettings, Budget, Connection, ProbeResult
 from sessions.models import Attachment, ChatSession, Message, ToolServer, Turn
 from tests.builders import give_access, make_connection, make_member, make_user, make_workspace
 from workspaces import audit
@@ -64,6 +64,7 @@ def make_world() -> World:
     ProbeResult.objects.create(connection=connection, trigger="button")
     Alert.objects.create(connection=connection, state="recovered")
     AlertSettings.objects.create(id=1)
+    Budget.objects.create(connection=connection, month=timezone.now().date(), soft_cost=5)
     with transaction.atomic():
         imported = audit.record(
             "command", "connection.import", connection, new=1, connections={"local": "new"}

@@ -200,7 +200,7 @@ root.addEventListener("htmx:beforeRequest", ({ detail }) => underWay.set(detail.
 root.addEventListener("htmx:afterRequest", ({ detail }) => {
   const sender = detail.requestConfig.elt; // `detail.elt` is another one when the answer replaced it
   underWay.delete(sender);
-  if (detail.failed && sender !== root && ![409, 422].includes(detail.xhr.status)) refetch();
+  if (detail.failed && sender !== root && ![409, 422, 429].includes(detail.xhr.status)) refetch();
 });
 
 function hasMoreToSay(element) {
@@ -215,7 +215,7 @@ function hasMoreToSay(element) {
 // A turn that is new here gets its place before htmx looks for it.
 root.addEventListener("htmx:beforeSwap", ({ detail, target }) => {
   // The reason of a refusal is part of the answer.
-  if (detail.xhr.status === 409) Object.assign(detail, { shouldSwap: true, isError: false });
+  if ([409, 429].includes(detail.xhr.status)) Object.assign(detail, { shouldSwap: true, isError: false });
   if (!detail.shouldSwap || target.id === "older") return;
   const answer = new DOMParser().parseFromString(detail.serverResponse, "text/html");
   for (const { id, dataset } of answer.querySelectorAll("[data-turn][hx-swap-oob]")) {
@@ -379,6 +379,7 @@ function connect() {
     failures += 1;
     if (failures > 2) {
       say(words.reconnecting);
+      tellRefusal();
       refetch();
     }
     retry = setTimeout(connect, Math.min(5000, 300 * 2 ** (failures - 1)) * (0.5 + Math.random() / 2));
@@ -389,6 +390,18 @@ function connect() {
       handler(JSON.parse(data));
     });
   tellOthers();
+}
+
+// An EventSource doesn't tell why it was refused: that a person has too many streams is asked for.
+async function tellRefusal() {
+  const asked = new AbortController();
+  try {
+    const answer = await fetch(`${root.dataset.stream}?v=${version}`, { signal: asked.signal });
+    if (answer.status === 429) say(await answer.text());
+  } catch {
+    // it is tried again anyway
+  }
+  asked.abort();
 }
 
 function close() {

@@ -32,6 +32,10 @@ from tests.system.harness import ROOT, Patchbay, _processes, collect_static
 
 PEOPLE_SHARE = 20  # sessions a person: the product bounds the pages one person has open
 CSRF = "b" * 32
+ENV = {
+    "PATCHBAY_TITLES": "off",
+    **{f"PATCHBAY_{name}": "0" for name in ("STREAMS_PER_PERSON", "TURNS_PER_PERSON")},
+}
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -239,7 +243,7 @@ def measure(count: int, rate: float, tokens: int, folder: Path) -> None:
         fakes = fakes_process.stdout.readline().strip()
         model = f"bench-30tps-{tokens}"
         straight, straight_cpu = asyncio.run(direct(fakes, count, rate, model))
-        with Patchbay(folder / str(count), env={"PATCHBAY_TITLES": "off"}) as patchbay:
+        with Patchbay(folder / str(count), env=ENV) as patchbay:
             patchbay.setup_admin()
             seeded = shell(
                 patchbay,

@@ -7,6 +7,7 @@ from django.urls import get_resolver
 from connections.models import (
     AlertOptOut,
     AlertSettings,
+    Budget,
     Connection,
     ProbeResult,
     SecretCandidate,
@@ -51,6 +52,7 @@ CHANGE = {
 }
 FORMS = {
     "alerts": ("alerts/", {"failures": "1"}),
+    "budget": ("local/budget/", {"hard_cost": "1"}),
     "access": ("local/access/", {"access": "chosen"}),
     "grant": ("local/access/support/", {}),
     "create": ("new/", {"name": "Theirs"}),
@@ -81,6 +83,7 @@ def state():
             AuditEvent,
             AlertOptOut,
             AlertSettings,
+            Budget,
         )
     ]
 

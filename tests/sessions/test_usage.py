@@ -9,6 +9,7 @@ import uuid
 from decimal import Decimal
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
 from connections.capabilities import cost_of
@@ -73,7 +74,8 @@ def usage_row(chat, bob):
         chat=chat, number=1, state="running", started_by=bob, request_sent=True, input_tokens=3
     )
     chat.connection = Connection.objects.get(slug="local")
-    usage.count(chat, turn)
+    with transaction.atomic():
+        usage.count(chat, turn)
     return UsageDay.objects.get()
 
 

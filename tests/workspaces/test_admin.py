@@ -21,6 +21,7 @@ from connections.models import (
     Alert,
     AlertOptOut,
     AlertSettings,
+    Budget,
     Connection,
     ProbeResult,
     Secret,
@@ -88,6 +89,8 @@ def make_rows(count, *, start=0):
         ProbeResult.objects.create(connection=connection, started_at=at, requested_by=user)
         Alert.objects.create(connection=connection, state="failing", at=at, since=at)
         AlertOptOut.objects.create(user=user)
+        Budget.objects.create(workspace=space, month=at.date(), hard_cost=5)
+        Budget.objects.create(connection=connection, month=at.date(), hard_tokens=1_000)
         SignIn.objects.create(
             connection=connection,
             started_by=user,
