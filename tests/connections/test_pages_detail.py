@@ -170,7 +170,7 @@ def test_the_queries_do_not_grow(page, django_assert_num_queries, django_assert_
     local = make_connection("local")
     add_probe(local)
     give_access(make_workspace("one"), local)
-    with django_assert_max_num_queries(12) as few:
+    with django_assert_max_num_queries(13) as few:
         page.get("/connections/local/")
     for number in range(20):
         add_probe(local, minutes=number)
