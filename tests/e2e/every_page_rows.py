@@ -66,6 +66,7 @@ def own_sessions(world: World) -> dict[str, str]:
     fresh = ChatSession.objects.create(workspace=world.support, owner=alice)
     return {
         "sessions:delete": reverse("sessions:delete", args=["support", chat.pk]),
+        "sessions:transfer": reverse("sessions:transfer", args=["support", chat.pk]),
         "a session of all": chat.get_absolute_url(),
         "a new session": fresh.get_absolute_url(),
     }

@@ -34,7 +34,8 @@ RUN = """async ([kind, values]) => {
 NO_PAGES = {
     *("healthz", "readyz", "metrics"),  # for machines
     *("usage:instance_export", "usage:workspace_export", "sessions:export", "sessions:attachment"),
-    *("connections:row", "sessions:turns"),  # fragments
+    *("connections:row", "sessions:turns", "people:progress"),  # fragments
+    "profile:delete",  # leads to the password, or back with the reason
     *("mfa_download_recovery_codes", "mfa_view_recovery_codes", "mfa_index"),
     *("mfa_activate_totp", "mfa_deactivate_totp", "mfa_generate_recovery_codes"),
     *("mfa_authenticate", "mfa_reauthenticate"),  # asked in the midst of signing in
