@@ -11,53 +11,29 @@ app = Celery("patchbay")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 
+
+def _every(seconds: int, task: str, queue: str = "probes") -> dict[str, object]:
+    """A task that is forgotten when nobody took it before it is due again."""
+    return {
+        "task": task,
+        "schedule": float(seconds),
+        "options": {"expires": seconds, "queue": queue},
+    }
+
+
+MINUTE, HOUR = 60, 3600
+
 app.conf.beat_schedule = {
-    "check-due-connections": {
-        "task": "connections.tasks.validate_due",
-        "schedule": 60.0,
-        "options": {"expires": 60, "queue": "probes"},
-    },
-    "refresh-models": {
-        "task": "connections.tasks.refresh_models_due",
-        "schedule": 60.0,
-        "options": {"expires": 60, "queue": "probes"},
-    },
-    "send-alerts": {
-        "task": "connections.tasks.send_alerts",
-        "schedule": 60.0,
-        "options": {"expires": 60, "queue": "probes"},
-    },
-    "prune-connections": {
-        "task": "connections.tasks.prune",
-        "schedule": 3600.0,
-        "options": {"expires": 3600, "queue": "probes"},
-    },
-    "forget-ended-sign-ins": {
-        "task": "workspaces.tasks.forget_ended_sign_ins",
-        "schedule": 3600.0,
-        "options": {"expires": 3600, "queue": "probes"},
-    },
-    "erase-people": {
-        "task": "workspaces.tasks.erase_due",
-        "schedule": 60.0,
-        "options": {"expires": 60, "queue": "probes"},
-    },
+    "check-due-connections": _every(MINUTE, "connections.tasks.validate_due"),
+    "refresh-models": _every(MINUTE, "connections.tasks.refresh_models_due"),
+    "send-alerts": _every(MINUTE, "connections.tasks.send_alerts"),
+    "prune-connections": _every(HOUR, "connections.tasks.prune"),
+    "forget-ended-sign-ins": _every(HOUR, "workspaces.tasks.forget_ended_sign_ins"),
+    "erase-people": _every(MINUTE, "workspaces.tasks.erase_due"),
     # Hourly, so that one machine that is on in the daytime alone keeps its word too.
-    "expire-sessions": {
-        "task": "sessions.tasks.expire",
-        "schedule": 3600.0,
-        "options": {"expires": 3600, "queue": "probes"},
-    },
-    "delete-doomed-sessions": {
-        "task": "sessions.tasks.delete_doomed",
-        "schedule": 60.0,
-        "options": {"expires": 60, "queue": "probes"},
-    },
-    "sweep-sessions": {
-        "task": "sessions.tasks.sweep",
-        "schedule": 10.0,
-        "options": {"expires": 10, "queue": "turns"},
-    },
+    "expire-sessions": _every(HOUR, "sessions.tasks.expire"),
+    "delete-doomed-sessions": _every(MINUTE, "sessions.tasks.delete_doomed"),
+    "sweep-sessions": _every(10, "sessions.tasks.sweep", "turns"),
 }
 
 

@@ -35,12 +35,14 @@ NAV = (
     NavItem(_("Tools"), "tools:list", "server", "tools:", key="t"),
     NavItem(_("Usage"), "usage:workspace", "chart-bar", "usage:", key="u"),
     NavItem(_("Members"), "members:list", "users", "members:", key="m"),
-    NavItem(_("Settings"), "settings:workspace", "adjustments", "settings:", least=Role.ADMIN),
+    NavItem(
+        _("Settings"), "settings:workspace", "adjustments", "settings:", least=Role.ADMIN, key="w"
+    ),
     NavItem(_("Audit"), "audit:workspace", "history", "audit:", least=Role.ADMIN, key="l"),
     NavItem(
         _("Connections"), "connections:list", "plug", "connections:", in_workspace=False, key="c"
     ),
-    NavItem(_("People"), "people:list", "user", "people:", in_workspace=False, key="p"),
+    NavItem(_("People"), "people:list", "user", "people:", in_workspace=False, key="e"),
     NavItem(_("Admin site"), "admin:index", "tool", "admin:", in_workspace=False),
 )
 

@@ -277,21 +277,15 @@ class SecretAdmin(ReadOnly, admin.ModelAdmin):
 
 
 @admin.register(SecretCandidate)
-class SecretCandidateAdmin(ReadOnly, admin.ModelAdmin):
+class SecretCandidateAdmin(SecretAdmin):
     """That one is tried, and how far it came: nothing of its value is loaded."""
 
     list_display = ("connection", "state", "binding", "created_at", "created_by", "expires_at")
     list_filter = ("state",)
-    list_select_related = ("connection", "created_by")
-    search_fields = ("connection__name", "connection__slug", "binding")
-    date_hierarchy = "created_at"
     fields = (
         *("connection", "state", "binding", "created_at", "created_by", "expires_at"),
         *("checked_at", "error_kind"),
     )
-
-    def get_queryset(self, request: HttpRequest) -> models.QuerySet:
-        return super().get_queryset(request).defer("value", "hints")
 
 
 @admin.register(SignIn)

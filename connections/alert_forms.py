@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from django import forms
@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from connections import alerts
 from connections.models import AlertSettings
+from workspaces.forms import Problems
 from workspaces.models import User
 
 
@@ -25,7 +26,7 @@ class _WriteOnly(forms.TextInput):
 _SECRET = {"autocomplete": "off", "spellcheck": "false", "data-mono": True}
 
 
-class AlertsForm(forms.Form):
+class AlertsForm(Problems, forms.Form):
     use_required_attribute = False
 
     failures = forms.IntegerField(
@@ -69,10 +70,3 @@ class AlertsForm(forms.Form):
                 self.add_error(name, errors)
             return False
         return True
-
-    @property
-    def problems(self) -> Iterator[tuple[str, str, str]]:
-        """For the summary: id of the field, its label, the sentence."""
-        for name, errors in self.errors.items():
-            for error in errors:
-                yield self[name].id_for_label, str(self[name].label), error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from django import forms
@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy as _
 
 from connections import budgets
 from connections.models import Budget, Connection
+from workspaces.forms import Problems
 from workspaces.models import User, Workspace
 
 _MOST_TOKENS = 10**15
@@ -31,7 +32,7 @@ def _tokens(label: Any, help_text: Any) -> forms.IntegerField:
 _SOFT, _HARD = _("Admins are told from here on."), _("Nothing more is sent from here on.")
 
 
-class BudgetForm(forms.Form):
+class BudgetForm(Problems, forms.Form):
     use_required_attribute = False
 
     soft_cost = _dollars(_("Notice at, in US dollars"), _SOFT)
@@ -60,10 +61,3 @@ class BudgetForm(forms.Form):
                 self.add_error(name, errors)
             return False
         return True
-
-    @property
-    def problems(self) -> Iterator[tuple[str, str, str]]:
-        """For the summary: id of the field, its label, the sentence."""
-        for name, errors in self.errors.items():
-            for error in errors:
-                yield self[name].id_for_label, str(self[name].label), error

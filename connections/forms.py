@@ -4,7 +4,7 @@ they may hold — that is `connections.validation`, shared with import and admin
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from connections.choices import (
 from connections.issuers import issuer_for
 from connections.models import Connection, Secret, SecretCandidate
 from connections.sign_in import off_text
+from workspaces.forms import Problems
 from workspaces.models import User, Workspace
 
 # Never rendered, never sent when the form only changes its fields.
@@ -102,7 +103,7 @@ class Group:
     folded: str | Promise = ""
 
 
-class ConnectionForm(forms.Form):
+class ConnectionForm(Problems, forms.Form):
     """Makes a connection, or edits one when `connection` is given.
 
     `data` may leave fields out: they keep what they are (a field that the chosen provider doesn't
@@ -467,16 +468,6 @@ class ConnectionForm(forms.Form):
         fields = [[self[name] for name in row.split()] for row in rows]
         wrong = any(bound.errors for row in fields for bound in row)
         return Group(legend, fields, help, "" if wrong else folded)
-
-    @property
-    def problems(self) -> Iterator[tuple[str, str, str]]:
-        """For the summary: id of the field ("" for none), its label, the sentence."""
-        for name, errors in self.errors.items():
-            for error in errors:
-                if name in self.fields:
-                    yield self[name].id_for_label or f"id_{name}", str(self[name].label), error
-                else:
-                    yield "", "", error
 
     @cached_property
     def model_ids(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from django import forms
@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from sessions import tool_servers
 from sessions.models import ToolServer
+from workspaces.forms import Problems
 from workspaces.models import User, Workspace
 
 ALL, CHOSEN = "all", "chosen"
@@ -31,7 +32,7 @@ class _Needed(forms.CharField):
         pass
 
 
-class ToolServerForm(forms.Form):
+class ToolServerForm(Problems, forms.Form):
     """Makes a server, or edits one when `server` is given. Fields left out keep what they are."""
 
     use_required_attribute = False
@@ -134,13 +135,3 @@ class ToolServerForm(forms.Form):
                 self.add_error(name if name in self.fields else None, errors)
             return None
         return self.server
-
-    @property
-    def problems(self) -> Iterator[tuple[str, str, str]]:
-        """For the summary: id of the field ("" for none), its label, the sentence."""
-        for name, errors in self.errors.items():
-            for error in errors:
-                if name in self.fields:
-                    yield self[name].id_for_label or f"id_{name}", str(self[name].label), error
-                else:
-                    yield "", "", error

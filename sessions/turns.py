@@ -501,14 +501,20 @@ def stop(
             message.delivery, message.turn = Message.Delivery.CANCELLED, None
         Message.objects.bulk_update(returned, ["delivery", "turn"])
     _requeue_steering(chat)
+    if _ask_to_stop(chat, turn):
+        _changed(chat)
+    return returned
+
+
+def _ask_to_stop(chat: ChatSession, turn: Turn) -> bool:
+    """Whether it still runs: one that no worker has taken yet ends here. Under the lock."""
     if turn.stop_requested_at is None:
         turn.stop_requested_at = timezone.now()
         turn.save(update_fields=["stop_requested_at"])
     if turn.state == Turn.State.PENDING:
         _end(chat, turn, Turn.State.STOPPED)
-    else:
-        _changed(chat)
-    return returned
+        return False
+    return True
 
 
 def halt(chat: ChatSession) -> bool:
@@ -518,15 +524,7 @@ def halt(chat: ChatSession) -> bool:
         delivery=Message.Delivery.CANCELLED, turn=None
     )
     turn = _active_turn(chat)
-    if turn is None:
-        return False
-    if turn.stop_requested_at is None:
-        turn.stop_requested_at = timezone.now()
-        turn.save(update_fields=["stop_requested_at"])
-    if turn.state == Turn.State.PENDING:
-        _end(chat, turn, Turn.State.STOPPED)
-        return False
-    return True
+    return turn is not None and _ask_to_stop(chat, turn)
 
 
 @transaction.atomic

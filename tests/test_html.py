@@ -22,8 +22,8 @@ PEOPLE = ("anonymous", "viewer", "owner", "wadmin", "alice")
 ASKED = (
     "/connections/new/?preset=openrouter",
     "/connections/new/?preset=bedrock",
-    "/connections/new/?provider_type=vertex",
-    "/connections/new/?provider_type=anthropic&auth_type=oauth",
+    "/connections/new/?preset=vertex",
+    "/connections/new/?preset=claude-oauth",
     "/w/support/?q=nothing+like+it",
     "/audit/?q=nothing+like+it",
     "/palette/?q=e",

@@ -101,8 +101,12 @@ class Filter(forms.Form):
         return found
 
 
-def _workspaces() -> list[tuple[str, str]]:
-    return list(Workspace.objects.values_list("slug", "name")[:MOST_OFFERED])
+def _workspaces(without: User | None = None) -> list[tuple[str, str]]:
+    """Slug and name of each, but for those where that person is a member already."""
+    found = Workspace.objects.all()
+    if without is not None:
+        found = found.exclude(memberships__user=without)
+    return list(found.values_list("slug", "name")[:MOST_OFFERED])
 
 
 class PlaceForm(forms.Form):
@@ -111,9 +115,9 @@ class PlaceForm(forms.Form):
     workspace = forms.ChoiceField(label=gettext_lazy("Workspace"))
     role = forms.ChoiceField(label=gettext_lazy("Role"), choices=Role.choices, initial=Role.MEMBER)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, without: User | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["workspace"].choices = _workspaces()
+        self.fields["workspace"].choices = _workspaces(without)
 
     def clean_workspace(self) -> Workspace:
         return Workspace.objects.get(slug=self.cleaned_data["workspace"])
@@ -265,7 +269,7 @@ def _page(
         "linked": SocialAccount.objects.filter(user=person).exists(),
         "events": _events(person),
         "roles": Role.choices,
-        "place_form": place_form or PlaceForm(),
+        "place_form": place_form or PlaceForm(without=person),
         "link": link,
         "problem": problem,
         "links_work": not settings.SSO_ONLY,

@@ -156,3 +156,9 @@ def test_the_sheet_leads_where_the_person_may_go(bob, alice, workspace, client_f
     page = client_for(bob).get("/shortcuts/").text
     assert 'href="/w/support/" data-keys="g s"' in page
     assert 'data-keys="g c"' not in page
+
+
+def test_no_two_places_have_the_same_keys(alice, workspace, client_for):
+    html = client_for(alice).get("/shortcuts/").text.partition("<main")[2].partition("</main>")[0]
+    keys = re.findall(r'data-keys="([^"]+)"', html)
+    assert len(set(keys)) == len(keys) > 8

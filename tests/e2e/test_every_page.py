@@ -46,8 +46,8 @@ NO_PAGES = {
 MORE = {
     "a preset": "/connections/new/?preset=openrouter",
     "bedrock": "/connections/new/?preset=bedrock",
-    "vertex": "/connections/new/?provider_type=vertex",
-    "a sign-in": "/connections/new/?provider_type=anthropic&auth_type=oauth",
+    "vertex": "/connections/new/?preset=vertex",
+    "a sign-in": "/connections/new/?preset=claude-oauth",
     "nothing found": "/w/support/?q=nothing+like+it",
     "an excerpt": "/w/support/?q=invoice",
     "commands": "/palette/?q=s",

@@ -151,6 +151,7 @@ def test_roles_and_places_change_from_the_person_s_page(admin, workspace, charli
     assert admin.post(f"{here}workspaces/add/", {"workspace": "x"}).status_code == 422
     place = Membership.objects.get(user=charlie)
     assert place.role == Role.VIEWER
+    assert '<option value="support"' not in admin.get(here).text  # is there already
     change = {"role": "member", "next": "person"}
     answer = admin.post(f"/w/support/members/{place.pk}/role/", change)
     assert answer.headers["location"] == here
@@ -158,6 +159,7 @@ def test_roles_and_places_change_from_the_person_s_page(admin, workspace, charli
     assert 'name="next"' in admin.get(f"{remove}?next=person").text
     assert admin.post(remove, {"next": "person"}).headers["location"] == here
     assert not Membership.objects.filter(user=charlie).exists()
+    assert '<option value="support"' in admin.get(here).text
     assert actions() == ["membership.create", "membership.update", "membership.delete"]
 
 
