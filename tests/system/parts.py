@@ -66,10 +66,6 @@ class Parts(Patchbay):
                 "PATCHBAY_EGRESS_ALLOW": "127.0.0.0/8",
                 "PATCHBAY_SETUP_TOKEN": "first-run-token-of-the-tests",
                 "PATCHBAY_TITLES": "off",
-                # One person does here what many do elsewhere; a test of the limits sets its own.
-                "PATCHBAY_SENDS_PER_MINUTE": "0",
-                "PATCHBAY_TURNS_PER_PERSON": "0",
-                "PATCHBAY_STREAMS_PER_PERSON": "0",
                 **{name: os.environ[name] for name in ("PATCHBAY_SECRET_KEYS", "SECRET_KEY")},
             },
         )
