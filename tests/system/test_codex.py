@@ -167,6 +167,5 @@ def test_ask_runs_a_turn_on_it_in_the_commands_own_process(codex: Parts):
 
 def test_no_secret_is_in_what_the_worker_wrote(codex: Parts, began: list[int]):
     assert codex.fakes.good_key not in codex.output()
-    written = codex.output()[began[0] :]
-    assert written
+    written = codex.output()[began[0] :]  # mostly nothing: what goes well isn't logged
     assert "Traceback" not in written, written[-6000:]
