@@ -69,7 +69,11 @@ def collect_static() -> None:
                 subprocess.run(
                     [sys.executable, "manage.py", "collectstatic", "--noinput", "-v", "0"],
                     cwd=ROOT,
-                    env={**_environment(), "PATCHBAY_DATA_DIR": data},
+                    env={
+                        **_environment(),
+                        "PATCHBAY_DATA_DIR": data,
+                        "DJANGO_SETTINGS_MODULE": "config.settings",  # the tests' own hash nothing
+                    },
                     check=True,
                 )
             manifest.touch()
