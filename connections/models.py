@@ -331,7 +331,8 @@ class Secret(orm.Model):
 class SecretCandidate(orm.Model):
     """A new secret that climbs the ladder beside the one in use, until it is promoted or discarded.
 
-    The sealed value is as that of a `Secret` of the purpose `auth`. A check that is asked for has a
+    The sealed value is as that of a `Secret` of the purpose `auth`, with new extra headers, if any,
+    under `extra_headers`. A check that is asked for has a
     time from which it is due (`due_at`); who takes it moves that on, which is the lease, and
     `checking_until` ends "Checking…". `revision` is the connection's at the time of the check.
     """

@@ -359,7 +359,7 @@ async def check(connection_id: uuid.UUID) -> None:
         if taken.values is None:
             subject = Subject(fault=Reason.SEALED)
         else:
-            subject = subject_of(taken.connection, secret=taken.values)
+            subject = subject_of(taken.connection, secret=taken.secret, headers=taken.headers)
         tell = functools.partial(db, candidates.note, taken)
         results = await climb(subject, tell=tell)
         later = CHECK_EVERY * random.uniform(0.8, 1.2)  # noqa: S311
