@@ -42,6 +42,7 @@ from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
 from config import env
+from workspaces import logs
 
 GRACE_SECONDS = 15.0
 START_SECONDS = 60.0
@@ -533,6 +534,10 @@ def _tell(text: str, stream: TextIO = sys.stdout) -> None:
 
 
 def _say(name: str, line: bytes) -> None:
+    if settings.LOG_FORMAT == "json":
+        said = line if line.startswith(b"{") else logs.as_json(name, line.decode(errors="replace"))
+    else:
+        said = b"%-6s | %s" % (name.encode(), line)
     # A terminal that went away must not stop what runs.
     with contextlib.suppress(OSError):
-        os.write(2, b"%-6s | %s\n" % (name.encode(), line))
+        os.write(2, said + b"\n")
