@@ -74,22 +74,19 @@ def environment(name: str, source: Mapping[str, str]) -> dict[str, str]:
     """What the process `name` (web, worker, beat) gets of the environment `source`."""
     cloud = _CLOUD_PREFIXES if name == "worker" else ()
     withheld = {"web": set(), "worker": {_SETUP}}.get(name, {_SETUP, _KEYS})
+    given = {"PATCHBAY_DATA_DIR": str(settings.DATA_DIR), "PORT": str(settings.PORT)}
     kept = {
         variable: value
         for variable, value in source.items()
-        if (plain := variable.removesuffix("_FILE")) not in withheld
+        if (plain := variable.removesuffix("_FILE")) not in withheld | set(given)
         and (
             variable in _ORDINARY
             or plain in _ORDINARY
             or variable.startswith(_ORDINARY_PREFIXES + cloud)
         )
     }
-    return kept | {
-        "DJANGO_SETTINGS_MODULE": "config.settings",
-        "PATCHBAY_DATA_DIR": str(settings.DATA_DIR),
-        "PORT": str(settings.PORT),
-        "PYTHONUNBUFFERED": "1",
-    }
+    fixed = {"DJANGO_SETTINGS_MODULE": "config.settings", "PYTHONUNBUFFERED": "1"}
+    return kept | given | fixed
 
 
 def commands() -> dict[str, list[str]]:

@@ -26,7 +26,7 @@ def output(tmp_path_factory, static_files):
         server.add("failing", fakes.openai, KEY, **models)
         server.add("answering", fakes.openai, fakes.good_key, **models)
         found = {}
-        for slug, state in (("failing", "failed"), ("answering", "failed")):
+        for slug in ("failing", "answering"):
             found[slug] = server.send(slug, f"{TEXT} {slug}")
             server.wait_for_turn(found[slug])
         page = server.admin.get(found["failing"], headers={"X-Request-ID": "seen-by-me"})
