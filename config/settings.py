@@ -89,6 +89,9 @@ VALKEY_SOCKET = RUN_DIR / "valkey.sock"
 VALKEY_PASSWORD = ""  # empty: no server of our own
 if _redis_url:
     REDIS_URL = CELERY_BROKER_URL = _redis_url
+    if _redis_url.startswith("rediss:") and "ssl_cert_reqs=" not in _redis_url:
+        # Celery by itself would take any certificate.
+        CELERY_BROKER_URL += f"{'&' if '?' in _redis_url else '?'}ssl_cert_reqs=required"
 else:
     VALKEY_PASSWORD = env.made_secret("PATCHBAY_VALKEY_PASSWORD", KEYS_DIR / "valkey.password")
     _server = f":{quote(VALKEY_PASSWORD, safe='')}@{quote(os.fsencode(VALKEY_SOCKET))}"
@@ -416,6 +419,8 @@ LOGGING = {
         "celery": {"level": "INFO" if DEBUG else "WARNING"},
         "kombu": {"level": "WARNING"},
         "amqp": {"level": "WARNING"},
+        # Its own handler, in debug, would write everything once more, values included.
+        "django": {"level": "INFO", "handlers": []},
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "ERROR"},
         # A line a request and a line a turn are for machines.
