@@ -35,7 +35,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from fido2.cose import UnsupportedKey
-from fido2.webauthn import AuthenticationResponse, RegistrationResponse
+from fido2.webauthn import AuthenticationResponse, CollectedClientData, RegistrationResponse
 
 from workspaces import audit
 from workspaces.models import User
@@ -92,9 +92,12 @@ def home(request: HttpRequest) -> str:
     return f"{request.scheme}://{domain()}{f':{port}' if port else ''}"
 
 
-def _is_own(origin: str, request: HttpRequest) -> bool:
-    """As Django compares a form's origin; the library itself would take a subdomain's too."""
-    return origin in (f"{request.scheme}://{request.get_host()}", settings.PUBLIC_URL)
+def _check_place(said: CollectedClientData) -> None:
+    """That the browser was at a page of ours, and in no frame: compared as Django compares a form's
+    origin. The library itself would take a subdomain's too. Raises `ValueError`."""
+    here = f"{context.request.scheme}://{context.request.get_host()}"
+    if said.origin not in (here, settings.PUBLIC_URL) or said.cross_origin:
+        raise ValueError("another origin")
 
 
 # -- whose they are --------------------------------------------------------------------------------
@@ -195,8 +198,7 @@ def _proved(user: User | None, answer: dict[str, Any]) -> Authenticator:
             row.wrap().authenticator_data.credential_data.credential_id: row for row in of(user)
         }
         passkey = rows[response.raw_id]
-        if not _is_own(signed.client_data.origin, context.request):
-            raise ValueError("another origin")
+        _check_place(signed.client_data)
         keys = [passkey.wrap().authenticator_data.credential_data]
         auth.get_server().authenticate_complete(state, keys, response)
     if not _counted(passkey, signed.authenticator_data.counter):
@@ -272,8 +274,7 @@ class AddForm(forms.Form):
         with _refusing():
             made = RegistrationResponse.from_dict(self.cleaned_data["credential"])
             data = auth.get_server().register_complete(state, made)
-            if not _is_own(made.response.client_data.origin, context.request):
-                raise ValueError("another origin")
+            _check_place(made.response.client_data)
             if isinstance(data.credential_data.public_key, UnsupportedKey):
                 raise ValueError("a key of an unknown kind")
             if data.credential_data.credential_id != made.raw_id:
