@@ -252,7 +252,7 @@ def routes(world: World) -> dict[str, Route]:
                     name,
                     Route(
                         FORM,
-                        (Try("signed in", args=(1,), get=(302,), post=(302,)),),
+                        (Try("signed in", args=(1,), get=(302, 303), post=(302, 303)),),
                         others=(302, 405),
                     ),
                 )
