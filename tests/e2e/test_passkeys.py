@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 import pytest
 from playwright.sync_api import Browser, BrowserContext, CDPSession, Page, expect
 
+from tests.e2e.test_every_page import AXE, RUN, TAGS
 from tests.system.harness import ADMIN, Patchbay
 from tests.system.tls import TlsProxy
 
@@ -303,3 +304,41 @@ def test_behind_a_proxy_that_ends_tls(
             page.get_by_role("button", name="Sign in with a passkey").click()
             page.wait_for_url(lambda url: "/accounts/" not in url)
             assert is_signed_in(page, here)
+
+
+def test_its_pages_have_no_barriers(patchbay: Patchbay, here: str, browser_page: Page):
+    page, found = browser_page, {}
+
+    def look(name: str) -> None:
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.evaluate(AXE)
+            if complaints := page.evaluate(RUN, ["tag", TAGS]):
+                found[f"{name}, {scheme}"] = complaints
+        page.set_viewport_size({"width": 360, "height": 740})
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            found[f"{name}, on a phone"] = ["wider than the screen"]
+        page.set_viewport_size({"width": 1280, "height": 720})
+
+    Device(page)
+    page.goto(f"{here}/accounts/login/")
+    look("sign-in")
+    by_password(page, here)
+    add(page, here, "A passkey with a name that is as long as names may be, yes")
+    expect(page.get_by_role("heading", name="Recovery codes")).to_be_visible()
+    add(page, here, "Twice")
+    expect(page.get_by_text("This device has a passkey of yours already.")).to_be_visible()
+    look("add")
+    page.goto(f"{here}/profile/")
+    look("profile")
+    page.get_by_role("link", name="Rename A passkey").click()
+    look("rename")
+    page.goto(f"{here}/profile/")
+    page.get_by_role("link", name="Remove A passkey").click()
+    look("remove")
+    page.goto(f"{here}/accounts/passkeys/again/")
+    look("again")
+    sign_out(page, here)
+    by_password(page, here)
+    look("second step")
+    assert found == {}
