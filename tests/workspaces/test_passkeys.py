@@ -510,6 +510,17 @@ def test_over_plain_http_to_another_machine_the_pages_say_why(bob, settings):
         assert "only at an https address with a host name" in client.get(path).text
 
 
+def test_over_plain_http_the_app_is_still_a_second_factor(bob, settings):
+    settings.PUBLIC_URL, settings.ALLOWED_HOSTS = "http://192.0.2.7", ["192.0.2.7"]
+    TOTP.activate(bob, "SECRET")
+    client = Client(HTTP_HOST="192.0.2.7")
+    client.post("/accounts/login/", {"login": bob.email, "password": PASSWORD})
+    page = client.get(SECOND)
+    assert page.status_code == 200
+    assert "passkey" not in page.text
+    assert client.post(SECOND, {"credential": "{}"}).status_code == 200
+
+
 def test_the_public_address_counts_where_a_proxy_hides_the_scheme(bob, settings):
     """The browser is at https; what reaches the server says http."""
     settings.PUBLIC_URL = "https://patchbay.example.com"
