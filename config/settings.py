@@ -269,12 +269,18 @@ ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_EMAIL_NOTIFICATIONS = False
 PASSWORD_RESET_TIMEOUT = 3600  # seconds
 MFA_ADAPTER = "workspaces.second_factor.Adapter"
-MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_WEBAUTHN_USER_VERIFICATION = "required"  # a stolen key alone is nothing, at any page
+MFA_RATE_LIMITS = {"webauthn_login": "60/m/ip"}  # two requests each; by password: 30
 MFA_TOTP_ISSUER = "Patchbay"
 MFA_FORMS = {
     "authenticate": "workspaces.second_factor.CodeForm",
     "reauthenticate": "workspaces.second_factor.CodeAgainForm",
     "activate_totp": "workspaces.second_factor.ActivateForm",
+    "authenticate_webauthn": "workspaces.passkeys.SecondForm",
+    "reauthenticate_webauthn": "workspaces.passkeys.AgainForm",
+    "add_webauthn": "workspaces.passkeys.AddForm",
+    "edit_webauthn": "workspaces.passkeys.NameForm",
 }
 
 # One OpenID Connect issuer. Who somebody is there is told by issuer and subject, never by the

@@ -238,6 +238,8 @@ def routes(world: World) -> dict[str, Route]:
                     ("account_reauthenticate", FORM, "signed in", 200),
                     ("mfa_authenticate", FORM, "everybody", 302),
                     ("mfa_reauthenticate", FORM, "signed in", 302),
+                    ("mfa_reauthenticate_webauthn", FORM, "signed in", 302),
+                    ("mfa_add_webauthn", FORM, "signed in", 302),
                     ("mfa_activate_totp", FORM, "signed in", 302),
                     ("mfa_deactivate_totp", FORM, "signed in", 404),
                     ("mfa_view_recovery_codes", GET, "signed in", 404),
@@ -245,6 +247,20 @@ def routes(world: World) -> dict[str, Route]:
                     ("mfa_download_recovery_codes", GET, "signed in", 404),
                 )
             ),
+            *(
+                (
+                    name,
+                    Route(
+                        FORM,
+                        (Try("signed in", args=(1,), get=(302, 303), post=(302, 303)),),
+                        others=(302, 405),
+                    ),
+                )
+                for name in ("mfa_edit_webauthn", "mfa_remove_webauthn")
+            ),
+            # At a number as the address there are no passkeys; tests/workspaces/test_passkeys.py.
+            one("account_passkey", POST, Try("everybody", post=(404,))),
+            one("account_passkey_begin", POST, Try("everybody", post=(404,))),
             one("account_sso", POST, Try("everybody", post=(404,))),
             one("account_sso_callback", GET, Try("everybody", get=(404,))),
             one("profile:show", FORM, Try("signed in", post=(303,))),

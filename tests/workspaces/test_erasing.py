@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
 from allauth.mfa.totp.internal.auth import TOTP
 from allauth.socialaccount.models import SocialAccount
 from allauth.usersessions.models import UserSession
@@ -18,7 +19,14 @@ from django.test import Client
 from connections.models import AlertOptOut
 from sessions import keeping
 from sessions.models import Attachment, ChatSession, Flag, Message, SearchText, UsageDay
-from tests.builders import PASSWORD, make_connection, make_member, make_user, make_workspace
+from tests.builders import (
+    PASSWORD,
+    add_passkey,
+    make_connection,
+    make_member,
+    make_user,
+    make_workspace,
+)
 from tests.test_html import complaints
 from tests.world import make_talk
 from workspaces import audit, audit_chain, erasing, people, tasks
@@ -74,6 +82,7 @@ def everything_of(bob, alice, space, talk):
     )
     AlertOptOut.objects.create(user=bob)
     TOTP.activate(bob, "SECRET")
+    add_passkey(bob, "Phone of bob@example.com")
     EmailAddress.objects.create(user=bob, email="old-bob@example.com")
     SocialAccount.objects.create(user=bob, provider="openid", uid="1")
     LogEntry.objects.create(user=alice, action_flag=2, object_id=str(bob.pk), object_repr=bob.email)
@@ -125,7 +134,15 @@ def test_nothing_names_the_person_afterwards(client_for, alice, bob, space, talk
     tasks.erase_person(asked[0])
     assert not ChatSession.objects.filter(pk=talk.chat.pk).exists()
     assert not path.exists()
-    for model in (Flag, SearchText, AlertOptOut, SocialAccount, EmailAddress, SignInKey):
+    for model in (
+        Flag,
+        SearchText,
+        AlertOptOut,
+        SocialAccount,
+        EmailAddress,
+        SignInKey,
+        Authenticator,
+    ):
         assert not model.objects.exists(), model
     assert not UserSession.objects.filter(user=bob).exists()
     assert not Attachment.objects.filter(pk=talk.attachment.pk).exists()
