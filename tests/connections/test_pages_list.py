@@ -7,6 +7,7 @@ import pytest
 from django.utils import timezone
 
 from connections.models import Connection, ProbeResult
+from connections.presets import PRESETS
 from tests.builders import KEY, make_connection
 from workspaces.models import AuditEvent
 
@@ -78,11 +79,14 @@ def test_a_secret_that_no_longer_opens_shows_and_the_other_rows_work(page):
     assert 'data-status="unchecked"' in row_of(html, "fine")
 
 
-def test_an_empty_list_offers_the_presets(page):
+def test_an_empty_list_teaches_and_offers_the_providers_with_where_their_keys_are(page):
     html = page.get("/connections/").text
-    assert "No connections yet" in html
-    assert "/connections/new/?preset=openrouter" in html
+    assert "Connect a model provider" in html
     assert "<table" not in html
+    for preset in PRESETS.values():
+        assert f'href="/start/{preset.key}/"' in html
+        assert preset.key_url in html
+    assert 'hx-get="/start/local/"' in html
 
 
 @pytest.mark.parametrize("path", ["/connections/", "/w/support/settings/ai/"])
