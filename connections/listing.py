@@ -1,5 +1,5 @@
-"""The list of connections as its page shows it: which ones, page by page, each with its menu and its
-last days; and how far the validations have come that somebody asked for together."""
+"""The list of connections as its page shows it: which ones, page by page, each with its menu and
+its last days; and how far the validations have come that somebody asked for together."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlencode
 
 from django import forms
 from django.conf import settings
 from django.core.paginator import Page, Paginator
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet
-from django.http import HttpRequest, QueryDict
+from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -56,7 +57,11 @@ class Filter(forms.Form):
         required=False,
         max_length=200,
         widget=forms.TextInput(
-            attrs={"type": "search", "autocomplete": "off", "placeholder": _("Name, model, address")}
+            attrs={
+                "type": "search",
+                "autocomplete": "off",
+                "placeholder": _("Name, model, address"),
+            }
         ),
     )
     show = forms.ChoiceField(
@@ -74,7 +79,12 @@ class Filter(forms.Form):
 
     @property
     def is_set(self) -> bool:
-        return any(self.data.get(name) for name in self.fields)
+        return bool(self.asked)
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What the address says, as far as it says something."""
+        return {name: self.data[name] for name in self.fields if self.data.get(name)}
 
     def connections(self) -> QuerySet[Connection]:
         """In the order of the list; none when the form isn't valid."""
@@ -127,16 +137,13 @@ class Listed:
         found = form.connections().with_secrets().defer("unknown_fields", "imported_as")
         page = Paginator(found, PER_PAGE).get_page(asked.get("page"))
         _fill(page, places=_places() if form.is_set else None)
-        query = QueryDict(mutable=True)
-        query.update({name: asked[name] for name in form.fields if asked.get(name)})
-        filtered = query.urlencode()
-        if page.number > 1:
-            query["page"] = str(page.number)
+        filtered = urlencode(form.asked)
+        number = {"page": page.number} if page.number > 1 else {}
         return cls(
             form=form,
             page=page,
             total=Connection.objects.living().count() if form.is_set else page.paginator.count,
-            kept=query.urlencode(),
+            kept=urlencode(form.asked | number),
             query=f"{filtered}&" if filtered else "",
             deleted=recently_deleted().count(),
             old_secrets=old_secrets().count(),

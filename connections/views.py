@@ -81,7 +81,7 @@ def connection_create(request: HttpRequest) -> HttpResponse:
     url = reverse("connections:create")
     preset = PRESETS.get(request.GET.get("preset", ""))
     initial = preset.initial if preset else None
-    slug = request.GET.get("like", "").replace("\0", "\ufffd")  # PostgreSQL takes no NUL
+    slug = request.GET.get("like")
     like = get_object_or_404(Connection.objects.living(), slug=slug) if slug else None
     if like is not None:
         initial = stored_values(like) | {
@@ -448,7 +448,9 @@ def after(request: HttpRequest, connection: Connection | None = None) -> HttpRes
         return SeeOther(resolve_url(connection))
     if connection is not None and _sent(request, "next") == "start":
         return SeeOther(reverse("start:check", args=[connection.slug]))
-    known = {name: kept[name] for name in ("q", "show", "provider", "secrets", "page") if kept.get(name)}
+    known = {
+        name: kept[name] for name in ("q", "show", "provider", "secrets", "page") if kept.get(name)
+    }
     there = reverse("connections:list")
     return SeeOther(f"{there}?{urlencode(known)}" if known else there)
 

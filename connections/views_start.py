@@ -19,7 +19,7 @@ from connections.forms import WRITE_ONLY, ConnectionForm
 from connections.models import Connection
 from connections.presets import PRESETS, Preset
 from connections.resolve import resolve
-from connections.views import SeeOther, ask_for_validation, connection_crumbs, connection_for
+from connections.views import SeeOther, connection_crumbs, connection_for
 from workspaces.permissions import need_instance_admin, workspaces_of
 from workspaces.place import last_workspace
 
@@ -52,12 +52,13 @@ def start_form(request: HttpRequest, key: str) -> HttpResponse:
     form, status = ConnectionForm(initial=initial), 200
     if request.method == "POST":
         form = ConnectionForm(_whole(preset, request))
+        _ask_for_secret(form, preset)
         if form.is_valid() and (made := form.save(request.user)):
             if made.models_synced:
                 tasks.request_refresh(made, request.user)
             if made.auth_type == AuthType.OAUTH:
                 return SeeOther(f"{resolve_url(made)}#sign-in")
-            ask_for_validation(request, [made], "save")
+            tasks.request_validation([made], request.user, "save")
             return SeeOther(resolve_url("start:check", made.slug))
         status = 422
     if found is not None and found.models:
@@ -67,6 +68,8 @@ def start_form(request: HttpRequest, key: str) -> HttpResponse:
         "preset": preset,
         "form": form,
         "rows": [form[name] for name in preset.asks],
+        "focus": "default_model" if found else next(iter(preset.asks), ""),
+        "has_key": bool(SECRET_FIELDS[AuthType(preset.values["auth_type"])]),
         "found": found,
         "is_local": key in settings.LOCAL_SERVERS,
         "signs_in": preset.values["auth_type"] == AuthType.OAUTH,
@@ -85,6 +88,13 @@ def _whole(preset: Preset, request: HttpRequest) -> dict[str, Any]:
     return data
 
 
+def _ask_for_secret(form: ConnectionForm, preset: Preset) -> None:
+    """Elsewhere a connection may wait for its secret; here there would be nothing to check."""
+    for name, needed in SECRET_FIELDS[AuthType(preset.values["auth_type"])].items():
+        if needed and form.fields[name].required and not form.data.get(name, "").strip():
+            form.add_error(name, _("Paste it here: the check needs it."))
+
+
 @sensitive_post_parameters(*WRITE_ONLY)
 @require_http_methods(["GET", "HEAD", "POST"])
 def start_check(request: HttpRequest, slug: str) -> HttpResponse:
@@ -97,7 +107,8 @@ def start_check(request: HttpRequest, slug: str) -> HttpResponse:
         typed = {name: request.POST.get(name, "") for name in names}
         form = ConnectionForm(typed, connection=connection)
         if form.is_valid() and form.save(request.user):
-            ask_for_validation(request, [connection], "save")
+            # With nothing entered: only checked again.
+            tasks.request_validation([connection], request.user, "save")
             return SeeOther(request.path)
         status = 422
     shown = display.Health.of(connection)
