@@ -13,6 +13,14 @@ from tests.fakes.server import GOOD_KEY, FakeProviders
 from tests.system.harness import Client, Patchbay
 
 NAMES = ("Ada", "Bea", "Cid", "Dot")
+ASKED = "Reply with the one word OK."  # by every validation
+
+
+@pytest.fixture
+def held(fakes: FakeProviders) -> Iterator[Callable[[bool], None]]:
+    """`held(True)`: no validation ends; `held(False)`: all of them do."""
+    yield lambda on: fakes.hold(ASKED) if on else fakes.release(ASKED)
+    fakes.release(ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +42,9 @@ def four(admin: Client, fakes: FakeProviders) -> Iterator[None]:
             "name": name,
             "provider_type": "openai_compat",
             "auth_type": "api_key_with_endpoint",
-            "base_url": fakes.late,
-            "models": "echo",
-            "default_model": "echo",
+            "base_url": fakes.openai,
+            "models": "held",
+            "default_model": "held",
             "api_key": GOOD_KEY,
             "slug": "",
         }
@@ -328,17 +336,21 @@ def test_a_move_that_does_not_arrive_is_taken_back_and_said(page: Page):
     expect(page.locator("#toasts")).to_contain_text("“Cid” is number 1 of 4 now.")
 
 
-def test_a_bar_shows_how_far_many_validations_are(page: Page, complaints: list[str]):
+def test_a_bar_shows_how_far_many_validations_are(
+    page: Page, held: Callable[[bool], None], complaints: list[str]
+):
     for name in NAMES:
         expect(row(page, name)).to_have_attribute("data-status", "valid")
     page.get_by_role("checkbox", name="Select all").check()
     expect(page.locator("[data-count-checked]")).to_have_text("4 selected")
     row(page, "Dot").get_by_role("checkbox").uncheck()
     expect(page.locator("[data-count-checked]")).to_have_text("3 selected")
+    held(True)
     page.get_by_role("button", name="Validate selected").click()
     bar = page.locator("#progress")
     expect(bar.locator("progress")).to_have_attribute("max", "3")
-    expect(bar).to_contain_text("of 3 validated")
+    expect(bar).to_contain_text("0 of 3 validated")
+    held(False)
     expect(bar).to_contain_text("3 validated: 3 passed.")
     expect(bar.locator("progress")).to_have_count(0)
     # What was selected is so still, for the next thing to do with it.
@@ -356,18 +368,21 @@ def test_a_bar_shows_how_far_many_validations_are(page: Page, complaints: list[s
     assert complaints == []
 
 
-def test_a_row_that_is_checked_does_not_leave_the_hand(page: Page, complaints: list[str]):
+def test_a_row_that_is_checked_does_not_leave_the_hand(
+    page: Page, held: Callable[[bool], None], complaints: list[str]
+):
     """Its own answers come every second, and wait until it is put down."""
     for name in NAMES:
         expect(row(page, name)).to_have_attribute("data-status", "valid")
+    held(True)
     page.get_by_role("button", name="Validate all").click()
     expect(row(page, "Dot")).to_have_attribute("data-status", "checking")
     x, y = middle(handle(page, "Dot"))
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x, middle(row(page, "Ada"))[1] - 20, steps=5)
-    bar = page.locator("#progress")
-    expect(bar).to_contain_text("4 validated: 4 passed.")
+    held(False)
+    expect(page.locator("#progress")).to_contain_text("4 validated: 4 passed.")
     expect(row(page, "Dot")).to_have_attribute("data-lifted", "")
     expect_order(page, "Dot", "Ada", "Bea", "Cid")
     page.mouse.up()
