@@ -45,11 +45,7 @@ def start_form(request: HttpRequest, key: str) -> HttpResponse:
     preset = PRESETS.get(key)
     if preset is None:
         raise Http404
-    found = next(iter(local_servers.look([key])), None)
-    initial = preset.initial
-    if found is not None:
-        initial |= {"base_url": found.base_url, "default_model": next(iter(found.models), "")}
-    form, status = ConnectionForm(initial=initial), 200
+    found, status = None, 200
     if request.method == "POST":
         form = ConnectionForm(_whole(preset, request))
         _ask_for_secret(form, preset)
@@ -61,9 +57,15 @@ def start_form(request: HttpRequest, key: str) -> HttpResponse:
             tasks.request_validation([made], request.user, "save")
             return SeeOther(resolve_url("start:check", made.slug))
         status = 422
-    if found is not None and found.models:
-        choices = [(model, model) for model in found.models]
-        form.fields["default_model"].widget = Select(choices=choices)
+    else:
+        initial = preset.initial
+        found = next(iter(local_servers.look([key])), None)
+        if found is not None:
+            initial |= {"base_url": found.base_url, "default_model": next(iter(found.models), "")}
+        form = ConnectionForm(initial=initial)
+        if found is not None and found.models:
+            choices = [(model, model) for model in found.models]
+            form.fields["default_model"].widget = Select(choices=choices)
     context = {
         "preset": preset,
         "form": form,
@@ -71,7 +73,7 @@ def start_form(request: HttpRequest, key: str) -> HttpResponse:
         "focus": "default_model" if found else next(iter(preset.asks), ""),
         "has_key": bool(SECRET_FIELDS[AuthType(preset.values["auth_type"])]),
         "found": found,
-        "is_local": key in settings.LOCAL_SERVERS,
+        "is_local": key in settings.LOCAL_SERVERS and request.method != "POST",
         "signs_in": preset.values["auth_type"] == AuthType.OAUTH,
         "crumbs": connection_crumbs(preset.name),
     }

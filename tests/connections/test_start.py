@@ -227,7 +227,10 @@ def test_the_form_of_a_server_that_answers_offers_its_models(page, local):
     options = re.findall(r'<option value="([^"]+)"( selected)?>', html)
     assert options[0] == ("llama3.2:latest", " selected")
     assert len(options) == 3
-    # Another address than the one that was found may have other models.
+    # Another address than the one that was found may have other models, and none of it is lost.
+    wrong = page.post("/start/ollama/", {"base_url": "nonsense", "default_model": "my-own"})
+    assert wrong.status_code == 422
+    assert 'value="my-own"' in wrong.text
     typed = {"base_url": local.openai_nokey, "default_model": "echo"}
     assert page.post("/start/ollama/", typed).status_code == 303
 
