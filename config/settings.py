@@ -132,6 +132,12 @@ CELERY_TIMEZONE = "UTC"
 EGRESS_ALLOW = env.string("PATCHBAY_EGRESS_ALLOW")
 TOOL_EGRESS_ALLOW = env.string("PATCHBAY_TOOL_EGRESS_ALLOW") or ""
 
+# Model servers that are offered for a connection when they answer: preset → base URL.
+LOCAL_SERVERS = env.addresses(
+    "PATCHBAY_LOCAL_SERVERS",
+    {"ollama": "http://127.0.0.1:11434/v1", "lm-studio": "http://127.0.0.1:1234/v1"},
+)
+
 # Which providers may use the server's own credentials: an operator's decision, "" for none.
 ENVIRONMENT_AUTH = env.chosen(
     "PATCHBAY_ENVIRONMENT_AUTH", among=("anthropic", "openai", "bedrock", "vertex")

@@ -47,6 +47,7 @@ FIELDS = [
     *("receiver", "to-0-receiver", "instructions", "retention_days", "confirmed", "role", "admin"),
     *("factor", "seen", "credential"),
     *("replaces", "entered_for", "candidate", "turn", "secrets"),
+    "after",
     *("soft_cost", "hard_cost", "soft_tokens", "hard_tokens"),
 ]
 DEEP = "[" * 100_000

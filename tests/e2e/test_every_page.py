@@ -34,7 +34,8 @@ RUN = """async ([kind, values]) => {
 NO_PAGES = {
     *("healthz", "readyz", "metrics"),  # for machines
     *("usage:instance_export", "usage:workspace_export", "sessions:export", "sessions:attachment"),
-    *("connections:row", "sessions:turns", "people:progress"),  # fragments
+    # fragments
+    *("connections:row", "connections:progress", "sessions:turns", "people:progress"),
     "profile:delete",  # leads to the password, or back with the reason
     *("mfa_download_recovery_codes", "mfa_view_recovery_codes", "mfa_index"),
     *("mfa_activate_totp", "mfa_deactivate_totp", "mfa_generate_recovery_codes"),
@@ -50,6 +51,9 @@ MORE = {
     "bedrock": "/connections/new/?preset=bedrock",
     "vertex": "/connections/new/?preset=vertex",
     "a sign-in": "/connections/new/?preset=claude-oauth",
+    "a copy": "/connections/new/?like=local",
+    "a filter": "/connections/?q=nothing+like+it",
+    "a short form": "/start/vertex/",
     "nothing found": "/w/support/?q=nothing+like+it",
     "an excerpt": "/w/support/?q=invoice",
     "commands": "/palette/?q=s",
