@@ -15,6 +15,7 @@ from django.utils.csp import CSP
 from django.utils.translation import gettext_lazy as _
 
 from config import env
+from workspaces import logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(env.string("PATCHBAY_DATA_DIR") or BASE_DIR / "data").absolute()
@@ -88,6 +89,9 @@ VALKEY_SOCKET = RUN_DIR / "valkey.sock"
 VALKEY_PASSWORD = ""  # empty: no server of our own
 if _redis_url:
     REDIS_URL = CELERY_BROKER_URL = _redis_url
+    if _redis_url.startswith("rediss:") and "ssl_cert_reqs=" not in _redis_url:
+        # Celery by itself would take any certificate.
+        CELERY_BROKER_URL += f"{'&' if '?' in _redis_url else '?'}ssl_cert_reqs=required"
 else:
     VALKEY_PASSWORD = env.made_secret("PATCHBAY_VALKEY_PASSWORD", KEYS_DIR / "valkey.password")
     _server = f":{quote(VALKEY_PASSWORD, safe='')}@{quote(os.fsencode(VALKEY_SOCKET))}"
@@ -208,7 +212,8 @@ INSTALLED_APPS = [
     "django_htmx",
 ]
 MIDDLEWARE = [
-    # First what every answer carries, those of the layers below too.
+    "config.middleware.NamedForLogs",
+    # What every answer carries, those of the layers below too.
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "config.middleware.PrivatePages",
@@ -392,28 +397,25 @@ MAILERS = {"default": env.mailer(env.string("EMAIL_URL") or "console:")}
 SILENCED_SYSTEM_CHECKS = ["mail.E001"]  # mail is optional: without EMAIL_URL it goes to the log
 DEFAULT_FROM_EMAIL = env.string("PATCHBAY_MAIL_FROM") or f"patchbay@{_public.hostname}"
 
-# -- logs: never a text of a person, a secret or a full URL ----------------------------------------
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Anybody may send a wrong host or 10,000 fields: a line says so, our stack adds nothing."""
-    if record.name.startswith("django.security."):
-        record.exc_info = None
-    return True
-
-
+# -- logs: never a text of a person, a secret or a full URL (workspaces.logs) ----------------------
+LOG_FORMAT = env.string("PATCHBAY_LOG_FORMAT") or "text"
+if LOG_FORMAT not in {"text", "json"}:
+    raise env.BadEnv("PATCHBAY_LOG_FORMAT: use text or json")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"},
+        "text": {"()": "workspaces.logs.Line"},
+        "json": {"()": "workspaces.logs.JSON"},
     },
-    "filters": {"short": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback}},
+    "filters": {
+        "safe": {"()": "django.utils.log.CallbackFilter", "callback": logs.without_values},
+    },
     "handlers": {
         "stderr": {
             "class": "logging.StreamHandler",
-            "formatter": "line",
-            "filters": ["short"],
+            "formatter": LOG_FORMAT,
+            "filters": ["safe"],
         }
     },
     "root": {"handlers": ["stderr"], "level": "DEBUG" if DEBUG else "INFO"},
@@ -429,8 +431,15 @@ LOGGING = {
         "celery": {"level": "INFO" if DEBUG else "WARNING"},
         "kombu": {"level": "WARNING"},
         "amqp": {"level": "WARNING"},
+        # Its own handler, in debug, would write everything once more, values included.
+        "django": {"level": "INFO", "handlers": []},
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "ERROR"},
+        # A line a request and a line a turn are for machines.
+        **{
+            name: {"level": "INFO" if LOG_FORMAT == "json" else "WARNING"}
+            for name in ("patchbay.access", "patchbay.turns")
+        },
     },
 }
 logging.captureWarnings(True)

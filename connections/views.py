@@ -376,7 +376,7 @@ def _detail_page(
         "sign_in": display.SignInShown.of(connection, request.user),
         "shown": display.CandidateShown.of(connection),
         "age": display.SecretAge.of(connection),
-        "takes_secret": candidates.takes_secret(connection),
+        "replaceable": candidates.takes_secret(connection) and any(connection.secrets.all()),
         "live": live_on(connection.pk, request.user),
         "standing": budgets.standing_of(connection),
     }

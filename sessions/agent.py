@@ -56,6 +56,7 @@ from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
 
 logger = logging.getLogger(__name__)
+_ended = logging.getLogger("patchbay.turns")  # a line a turn, for machines
 
 MAX_STEPS = 25
 MAX_SECONDS = 15 * 60.0
@@ -91,6 +92,7 @@ class Agent:
         self.live, self.runtime, self.writer = live, runtime, writer
         self.turn, self.token = live.turn, live.token
         self.chat_id = str(live.turn.chat_id)
+        self.began = time.monotonic()
         self.cost: Decimal | None = None
         self.number = 0  # of the step that runs, with its reply and that one's row
         self.reply: Reply
@@ -133,9 +135,9 @@ class Agent:
             else:
                 await self._end(Turn.State.DONE)
         except turns.LeaseLost:
-            logger.info("turn %s: the lease is somebody else's", self.turn.pk)
+            logger.info("the lease of a turn is somebody else's")
         except Exception:
-            logger.exception("turn %s failed", self.turn.pk)
+            logger.exception("a turn failed")
             with contextlib.suppress(turns.LeaseLost):
                 await self._end(Turn.State.FAILED, error_kind=Reason.INTERNAL.value)
 
@@ -364,6 +366,9 @@ class Agent:
             turns.end, self.turn, self.token, state, reply=partial, cost=self.cost, **why
         )
         self.writer.forget(self.chat_id)
+        milliseconds = round(1000 * (time.monotonic() - self.began))
+        ended = {"state": str(state), "error": why.get("error_kind", ""), "ms": milliseconds}
+        _ended.info("turn", extra={"fields": ended})
         if state in (Turn.State.DONE, Turn.State.FAILED) and self.turn.chat.connection_id:
             await self.runtime.db(
                 record_turn_outcome,

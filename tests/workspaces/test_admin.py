@@ -91,6 +91,7 @@ def make_rows(count, *, start=0):
         give_access(space, connection, is_default=True)
         ProbeResult.objects.create(connection=connection, started_at=at, requested_by=user)
         Alert.objects.create(connection=connection, state="failing", at=at, since=at)
+        Alert.objects.create(workspace=space, state="soft_limit", at=at, since=at)
         AlertOptOut.objects.create(user=user)
         Budget.objects.create(workspace=space, month=at.date(), hard_cost=5)
         Budget.objects.create(connection=connection, month=at.date(), hard_tokens=1_000)
