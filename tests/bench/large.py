@@ -84,7 +84,7 @@ def fill(size: Size) -> None:
     now = timezone.now().replace(microsecond=0)
     spaces = _workspaces(size)
     people = _people(size, spaces, chance)
-    made = _connections(size, spaces, now)
+    made = _connections(size, spaces, chance, now)
     chats = _sessions(size, spaces, people, made, chance, now)
     _turns(size, chats, now, chance)
     _usage(size, spaces, people, made, chance, now)
@@ -136,7 +136,9 @@ def _people(size: Size, spaces: list[Workspace], chance: random.Random) -> list[
     return [others[0], alice, *others[1:]]
 
 
-def _connections(size: Size, spaces: list[Workspace], now: dt.datetime) -> list[Connection]:
+def _connections(
+    size: Size, spaces: list[Workspace], chance: random.Random, now: dt.datetime
+) -> list[Connection]:
     made = [
         Connection(
             slug=f"connection-{n}",
@@ -167,20 +169,15 @@ def _connections(size: Size, spaces: list[Workspace], now: dt.datetime) -> list[
         for c in made[4::5]
         for space in spaces[:3]
     )
-    ProbeResult.objects.bulk_create(
+    probes = (
         (
-            ProbeResult(
-                connection=c,
-                started_at=now - dt.timedelta(hours=6 * n),
-                finished_at=now,
-                passed=n % 17 != 0,
-                latency_ms=300,
-            )
-            for c in made
-            for n in range(size.probes)
-        ),
-        batch_size=5_000,
+            *(_key(chance), c.pk.hex, _time(now - dt.timedelta(hours=6 * n)), _time(now)),
+            *(n % 17 != 0, 300),
+        )
+        for c in made
+        for n in range(size.probes)
     )
+    _load(ProbeResult, "id connection_id started_at finished_at passed latency_ms", probes)
     Alert.objects.bulk_create(
         Alert(connection=c, state="failing", at=now - dt.timedelta(minutes=n), error_kind="auth")
         for n, c in enumerate(made[3::17] or made[:1])

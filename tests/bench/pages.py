@@ -222,12 +222,16 @@ def make() -> None:
     """In a process with its own, empty database: fills it, to the counts in `SIZE`."""
     _setup()
     from django.core.management import call_command
-    from django.db import transaction
+    from django.db import connection, transaction
 
     from tests.bench.large import Size, fill
 
     call_command("migrate", verbosity=0)
     counts = json.loads(os.environ["SIZE"])
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-1000000"):
+                cursor.execute(f"PRAGMA {pragma}")
     with transaction.atomic():  # one, as it is faster
         fill(Size.large(*counts) if counts else Size.ten())
 
