@@ -116,7 +116,7 @@ def watch_all(looks: Sequence[tuple[SignIn, uuid.UUID]]) -> list[Watch | SignedO
     chats = {
         chat.pk: chat
         for chat in ChatSession.objects.filter(pk__in={chat_id for _, chat_id in looks})
-        .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
+        .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)))
         .only("workspace_id", "owner_id", "shared", "version", "doomed_at")
     }
     members = set(

@@ -393,7 +393,7 @@ def _shown(page: Sequence[Turn]) -> list[ShownTurn]:
     by_turn: dict[uuid.UUID, list[Shown]] = {}
     messages = (
         Message.objects.filter(turn__in=[turn.pk for turn in page])
-        .exclude(delivery__in=Message.WAITING)
+        .exclude(delivery__among=Message.WAITING)
         .select_related("author")
         .prefetch_related("attachments")
         .order_by("step", "role", "place", "seq")

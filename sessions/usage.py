@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.db.models import F, QuerySet, Sum
 from django.utils import timezone
+from django.utils.formats import number_format
 from django.utils.translation import gettext_lazy as _
 
 from connections import budgets
@@ -112,7 +113,17 @@ class Report:
     bars: list[Bar] = field(default_factory=list)
     in_money: bool = False  # what the bars show: US dollars, else tokens
 
+    @property
+    def shown(self) -> list[Line]:
+        """What the page shows: the largest, and the sums of the others, which the file has."""
+        others = self.lines[SHOWN:]
+        if not others:
+            return self.lines
+        label = _("%(n)s more, in the CSV") % {"n": number_format(len(others))}
+        return [*self.lines[:SHOWN], Line(label, _sum(others))]
 
+
+SHOWN = 100  # lines of the table, the largest
 WIDTH, HEIGHT, GAP = 720.0, 140.0, 0.2  # of the drawing; the gap is a share of a bar's room
 
 
@@ -124,7 +135,7 @@ def report(rows: QuerySet[UsageDay], days: int, by: str) -> Report:
     rows = rows.filter(day__gte=since, day__lte=until).order_by()
     daily = {line.label: line for line in _lines(rows, "day")}
     lines = list(daily.values()) if by == "day" else _lines(rows, GROUPS[by][1])
-    total = Line("", {name: sum(line.sums[name] for line in daily.values()) for name in SUMS})
+    total = Line("", _sum(daily.values()))
     in_money = total.sums["cost"] > 0
     if by == "day":
         lines.sort(key=lambda line: line.label, reverse=True)
@@ -143,6 +154,11 @@ def _lines(rows: QuerySet[UsageDay], column: str) -> list[Line]:
     return [
         Line(str(row[column]), {name: row[f"sum_{name}"] or 0 for name in SUMS}) for row in sums
     ]
+
+
+def _sum(lines: Iterable[Line]) -> dict[str, Any]:
+    lines = list(lines)
+    return {name: sum(line.sums[name] for line in lines) for name in SUMS}
 
 
 def _value(line: Line, in_money: bool) -> Decimal:

@@ -25,6 +25,7 @@ from sessions.keeping import Sharing
 from sessions.models import ChatSession, Flag, SearchText, Turn
 from sessions.views import answer, back_to
 from workspaces import people
+from workspaces.forms import LongSelect
 from workspaces.models import Role
 from workspaces.people_views import ReceiverForm
 from workspaces.permissions import Access, workspace_for
@@ -53,7 +54,9 @@ class Filter(forms.Form):
         widget=forms.TextInput(attrs={"type": "search", "autocomplete": "off"}),
     )
     show = forms.ChoiceField(label=gettext_lazy("Show"), choices=SHOW, required=False)
-    connection = forms.ChoiceField(label=gettext_lazy("Connection"), required=False)
+    connection = forms.ChoiceField(
+        label=gettext_lazy("Connection"), required=False, widget=LongSelect
+    )
 
     def __init__(self, *args: Any, access: Access, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -81,7 +84,7 @@ class Filter(forms.Form):
         elif data["show"] == "flagged":
             chats = chats.filter(flags__user=user)
         elif data["show"] == "working":
-            chats = chats.filter(turns__state__in=Turn.ACTIVE)
+            chats = chats.filter(turns__state__among=Turn.ACTIVE)
         if data["connection"]:
             chats = chats.filter(connection__slug=data["connection"])
         return chats
@@ -111,15 +114,18 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     found = search.find(chats, query) if query else {}
     if query:
         chats = ChatSession.objects.filter(pk__in=list(found))
-    chats = chats.select_related("owner", "connection").annotate(
-        active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)),
+    # First which, then what: a page far back would make the rows of all before it.
+    page = Paginator(chats.values_list("pk", flat=True), PAGE).get_page(request.GET.get("page"))
+    keys = list(page)
+    chats = ChatSession.objects.filter(pk__in=keys).select_related("owner", "connection")
+    shown = chats.annotate(
+        active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)),
         flagged=Exists(Flag.objects.filter(chat=OuterRef("pk"), user=access.user)),
     )
-    page = Paginator(chats, PAGE).get_page(request.GET.get("page"))
-    hits = [found[chat.pk] for chat in page if chat.pk in found]
+    hits = [found[key] for key in keys if key in found]
     givers = {access.user.pk} if access.has(Role.MEMBER) else set()
     if access.has(Role.ADMIN):
-        givers |= people.gone_among(access.workspace, {chat.owner for chat in page})
+        givers |= people.gone_among(access.workspace, {chat.owner for chat in shown})
     texts = SearchText.objects.exclude(message=None).select_related("message").in_bulk(hits)
     rows = [
         Row(
@@ -131,7 +137,7 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
             chat.owner_id == access.user.pk,
             chat.owner_id in givers,
         )
-        for chat in page
+        for chat in shown
     ]
     is_empty = not rows and not form.is_set and page.number == 1
     resolution = resolve(access.workspace) if is_empty else None

@@ -8,6 +8,7 @@ tag here: `{% dialog "delete-x" _("Delete?") %} … {% enddialog %}`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
+
+from workspaces.forms import joined_options
 
 register = template.Library()
 
@@ -103,6 +106,13 @@ def first_to_fill(form: BaseForm) -> str:
     """The name of the field where typing begins: the first that is wrong, else the first."""
     fields = form.visible_fields()
     return next((bound.name for bound in [*(b for b in fields if b.errors), *fields]), "")
+
+
+@register.simple_tag
+def options(pairs: Iterable[tuple[object, object]], chosen: object = None) -> SafeString:
+    """The options of a select, of pairs of value and label: of a thousand a loop in a template
+    would take the time of the page."""
+    return joined_options(pairs, {str(chosen)})
 
 
 def _component(name: str, content: str, **context: Any) -> SafeString:

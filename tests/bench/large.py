@@ -80,7 +80,7 @@ class Size:
 
 def fill(size: Size) -> None:
     """Of an empty database."""
-    chance = random.Random(7)  # noqa: S311
+    chance = random.Random(7)
     now = timezone.now().replace(microsecond=0)
     spaces = _workspaces(size)
     people = _people(size, spaces, chance)
@@ -111,7 +111,7 @@ def _workspaces(size: Size) -> list[Workspace]:
 def _people(size: Size, spaces: list[Workspace], chance: random.Random) -> list[User]:
     alice = make_user("alice@example.com", is_superuser=True)
     others = [
-        User(email=f"person{n}@example.com", name=f"Person {n}", password="!")  # noqa: S106
+        User(email=f"person{n}@example.com", name=f"Person {n}", password="!")
         for n in range(size.people)
     ]
     User.objects.bulk_create(others)
@@ -215,7 +215,9 @@ def _sessions(
         for n in range(size.sessions)
     ]
     ChatSession.objects.bulk_create(chats, batch_size=5_000)
-    Flag.objects.bulk_create(Flag(chat=c, user=alice) for c in chats[:: max(1, size.sessions // 50)])
+    Flag.objects.bulk_create(
+        Flag(chat=c, user=alice) for c in chats[:: max(1, size.sessions // 50)]
+    )
     return chats
 
 
@@ -247,11 +249,11 @@ def _turns(size: Size, chats: list[ChatSession], now: dt.datetime, chance: rando
     texts, messages = SearchText._meta.db_table, Message._meta.db_table
     with database.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {texts} (chat_id, message_id, text) "  # noqa: S608
+            f"INSERT INTO {texts} (chat_id, message_id, text) "
             f"SELECT chat_id, id, text FROM {messages} ORDER BY created_at"
         )
         cursor.execute(
-            f"INSERT INTO {texts} (chat_id, message_id, text) "  # noqa: S608
+            f"INSERT INTO {texts} (chat_id, message_id, text) "
             f"SELECT id, NULL, title FROM {ChatSession._meta.db_table}"
         )
     said = Message.objects.filter(role="user").values_list("pk", flat=True)
@@ -269,7 +271,9 @@ def _messages(turns: Iterable[tuple[Any, ...]], chance: random.Random) -> Iterat
             at += 1
             text = f"the {lines[at % 997]} {NEEDLE if at % 10_000 == 17 else at}"
             if role == "assistant" and number % 5 == 0:
-                text += f"\n\n- **{lines[number % 997]}**\n- `code`\n\n```python\nprint({at})\n```\n"
+                text += (
+                    f"\n\n- **{lines[number % 997]}**\n- `code`\n\n```python\nprint({at})\n```\n"
+                )
             parts = json.dumps([{"t": "text", "text": text}])
             author = None if step else owner
             place = number * 3 + step
@@ -367,6 +371,6 @@ def _load(model: type[Model], names: str, rows: Iterable[tuple[Any, ...]]) -> No
                     copy.write_row(row)
             return
         marks = ", ".join("?" * (len(columns) + len(rest)))
-        statement = f"INSERT INTO {model._meta.db_table} ({into}) VALUES ({marks})"  # noqa: S608
+        statement = f"INSERT INTO {model._meta.db_table} ({into}) VALUES ({marks})"
         while batch := list(islice(whole, 20_000)):
             database.connection.executemany(statement, batch)

@@ -21,7 +21,6 @@ import gzip
 import hashlib
 import json
 import os
-
 import secrets
 import shutil
 import subprocess
