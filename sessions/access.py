@@ -34,6 +34,7 @@ def readable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> C
         visible_chats(access)
         .select_related("workspace", "owner", "connection")
         .filter(pk=chat_id)
+        .order_by("pk")  # the list's own order would be a reason to read the list
         .first()
     )
     if chat is None:

@@ -12,7 +12,9 @@ from django.core.paginator import Paginator
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
@@ -94,13 +96,35 @@ class Filter(forms.Form):
 class Row:
     chat: ChatSession
     here: str
+    menu: SafeString
     excerpt: tuple[str, str, str] | None  # before, at and after what was searched for
     is_owner: bool
-    may_hand_over: bool
 
     @property
     def menu_id(self) -> str:
         return f"menu-{self.chat.pk}"
+
+
+class _Menus(dict[tuple[bool, bool, bool], str]):
+    """The rows' menus, which differ in the address alone once three things are known: each kind is
+    rendered once, as it is most of what a row costs."""
+
+    HERE = "/HERE/"  # no session's
+
+    def __missing__(self, kind: tuple[bool, bool, bool]) -> str:
+        owned, transferable, archived = kind
+        context = {
+            "here": self.HERE,
+            "owned": owned,
+            "transferable": transferable,
+            "archived": archived,
+        }
+        self[kind] = render_to_string("sessions/menu.html", context)
+        return self[kind]
+
+    def of(self, chat: ChatSession, here: str, *, owned: bool, transferable: bool) -> SafeString:
+        menu = self[owned, transferable, chat.archived_at is not None]
+        return mark_safe(menu.replace(self.HERE, here))  # noqa: S308 (an address is made of our own)
 
 
 @require_safe
@@ -127,18 +151,14 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     if access.has(Role.ADMIN):
         givers |= people.gone_among(access.workspace, {chat.owner for chat in shown})
     texts = SearchText.objects.exclude(message=None).select_related("message").in_bulk(hits)
-    rows = [
-        Row(
-            chat,
-            reverse("sessions:detail", args=[workspace, chat.pk]),
-            search.excerpt(texts[text].message.text, query)
-            if (text := found.get(chat.pk)) in texts
-            else None,
-            chat.owner_id == access.user.pk,
-            chat.owner_id in givers,
-        )
-        for chat in shown
-    ]
+    menus, rows = _Menus(), []
+    for chat in shown:
+        here = reverse("sessions:detail", args=[workspace, chat.pk])
+        owned, transferable = chat.owner_id == access.user.pk, chat.owner_id in givers
+        said = texts.get(found.get(chat.pk))
+        excerpt = search.excerpt(said.message.text, query) if said else None
+        menu = menus.of(chat, here, owned=owned, transferable=transferable)
+        rows.append(Row(chat, here, menu, excerpt, owned))
     is_empty = not rows and not form.is_set and page.number == 1
     resolution = resolve(access.workspace) if is_empty else None
     kept = {name: form.data[name] for name in form.fields if form.data.get(name)}
