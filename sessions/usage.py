@@ -11,7 +11,6 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.db.models import F, QuerySet, Sum
 from django.utils import timezone
-from django.utils.formats import number_format
 from django.utils.translation import gettext_lazy as _
 
 from connections import budgets
@@ -113,28 +112,19 @@ class Report:
     bars: list[Bar] = field(default_factory=list)
     in_money: bool = False  # what the bars show: US dollars, else tokens
 
-    @property
-    def shown(self) -> list[Line]:
-        """What the page shows: the largest, and the sums of the others, which the file has."""
-        others = self.lines[SHOWN:]
-        if not others:
-            return self.lines
-        label = _("%(n)s more, in the CSV") % {"n": number_format(len(others))}
-        return [*self.lines[:SHOWN], Line(label, _sum(others))]
 
-
-SHOWN = 100  # lines of the table, the largest
+SHOWN = 100  # lines of the page's table
 WIDTH, HEIGHT, GAP = 720.0, 140.0, 0.2  # of the drawing; the gap is a share of a bar's room
 
 
-def report(rows: QuerySet[UsageDay], days: int, by: str) -> Report:
-    """The sums of the last `days` days, today included. Two queries, whatever the number of
-    turns."""
+def report(rows: QuerySet[UsageDay], days: int, by: str, *, most: int | None = None) -> Report:
+    """The sums of the last `days` days, today included; with `most` only of the largest groups,
+    and of the others in one line. Two queries, whatever the number of turns."""
     until = timezone.now().astimezone(dt.UTC).date()
     since = until - dt.timedelta(days=days - 1)
     rows = rows.filter(day__gte=since, day__lte=until).order_by()
     daily = {line.label: line for line in _lines(rows, "day")}
-    lines = list(daily.values()) if by == "day" else _lines(rows, GROUPS[by][1])
+    lines = list(daily.values()) if by == "day" else _lines(rows, GROUPS[by][1], most)
     total = Line("", _sum(daily.values()))
     in_money = total.sums["cost"] > 0
     if by == "day":
@@ -144,13 +134,20 @@ def report(rows: QuerySet[UsageDay], days: int, by: str) -> Report:
     most = max((_value(line, in_money) for line in lines), default=0)
     for line in lines:
         line.share = float(100 * _value(line, in_money) / most) if most else 0.0
+    if most and len(lines) == most and by != "day":
+        others = {name: total.sums[name] - sum(line.sums[name] for line in lines) for name in SUMS}
+        if others["turns"]:
+            lines.append(Line(_("All others, in the CSV"), others))
     found = Report(since, until, by, lines, total, in_money=in_money)
     found.bars = _bars(daily, since, days, in_money)
     return found
 
 
-def _lines(rows: QuerySet[UsageDay], column: str) -> list[Line]:
+def _lines(rows: QuerySet[UsageDay], column: str, most: int | None = None) -> list[Line]:
     sums = rows.values(column).annotate(**{f"sum_{name}": Sum(name) for name in SUMS})
+    if most:
+        tokens = F("sum_input_tokens") + F("sum_output_tokens")
+        sums = sums.order_by("-sum_cost", tokens.desc(), column)[:most]
     return [
         Line(str(row[column]), {name: row[f"sum_{name}"] or 0 for name in SUMS}) for row in sums
     ]

@@ -139,9 +139,11 @@ def _made(server: subprocess.Popen[bytes], url: str) -> bool:
     if server.poll() is not None:
         raise NoPostgres(f"PostgreSQL ended with {server.returncode}")
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
-            with contextlib.suppress(psycopg.errors.DuplicateDatabase):
-                connection.execute("CREATE DATABASE patchbay")
+        with (
+            contextlib.suppress(psycopg.errors.DuplicateDatabase),  # in a folder that was kept
+            psycopg.connect(url, autocommit=True, connect_timeout=5) as connection,
+        ):
+            connection.execute("CREATE DATABASE patchbay")
     except psycopg.OperationalError:
         return False
     return True

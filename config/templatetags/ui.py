@@ -17,7 +17,7 @@ from django.forms import BaseForm, BoundField, CheckboxInput, RadioSelect
 from django.template.loader import render_to_string
 from django.templatetags.static import static
 from django.utils import formats, timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -113,6 +113,17 @@ def options(pairs: Iterable[tuple[object, object]], chosen: object = None) -> Sa
     """The options of a select, of pairs of value and label: of a thousand a loop in a template
     would take the time of the page."""
     return joined_options(pairs, {str(chosen)})
+
+
+@register.simple_tag
+def checkboxes(name: str, rows: Iterable[tuple[str, str, str]], *, id: str) -> SafeString:
+    """Boxes to tick, of (value, label, note): values are slugs, the ids begin with `id`."""
+    one = (
+        '<div class="field" data-kind="checkbox">'
+        '<input type="checkbox" id="{0}-{2}" name="{1}" value="{2}" autocomplete="off">'
+        '<label for="{0}-{2}">{3} <span class="muted small">{4}</span></label></div>'
+    )
+    return format_html_join("\n", one, ((id, name, *row) for row in rows))
 
 
 def _component(name: str, content: str, **context: Any) -> SafeString:

@@ -196,23 +196,31 @@ def _sessions(
     chance: random.Random,
     now: dt.datetime,
 ) -> list[ChatSession]:
-    """The newest is the long one. Of the others every second is in one workspace, and three of ten
-    are one person's, and on one connection."""
+    """The newest is the long one. Of the others every second is in one workspace; three of ten are
+    on one connection, and half of those that aren't the asker's are one person's."""
     heavy, alice = people[:2]
+    theirs = set(spaces[:4])
+
+    def owner(n: int, space: Workspace) -> User:
+        if n % 4 == 0:
+            return alice
+        return heavy if n % 10 < 5 and space in theirs else chance.choice(people[2:])
+
+    places = [spaces[0] if n % 2 == 0 else chance.choice(spaces[1:]) for n in range(size.sessions)]
     chats = [
         ChatSession(
-            workspace=spaces[0] if n % 2 == 0 else chance.choice(spaces[1:]),
-            owner=alice if n % 4 == 0 else heavy if n % 10 in (1, 2, 3) else chance.choice(people),
+            workspace=space,
+            owner=owner(n, space),
             shared=n % 3 == 0,
             connection=made[0] if n % 10 in (3, 4, 5) else chance.choice(made),
             locked_at=now,
             model="small",
             title=" ".join(chance.sample(WORDS, 4)),
             updated_at=now - dt.timedelta(minutes=n * 80),
-            archived_at=now if n % 20 == 12 else None,
+            archived_at=now if n % 20 == 8 else None,
             search_due=False,
         )
-        for n in range(size.sessions)
+        for n, space in enumerate(places)
     ]
     ChatSession.objects.bulk_create(chats, batch_size=5_000)
     Flag.objects.bulk_create(

@@ -1,5 +1,5 @@
-"""`make bench-pages`: what every list and every heavy page costs in a large installation, against one
-with ten of everything, on SQLite and PostgreSQL.
+"""`make bench-pages`: what every list and every heavy page costs in a large installation, against
+one with ten of everything, on SQLite and PostgreSQL.
 
 Server time is that of Django's handler with all its middleware, in one process, without a network;
 queries are counted in the same requests. Each page is asked for twice before it is measured. `cpu`
@@ -170,7 +170,7 @@ def _measure(chosen: argparse.Namespace, name: str) -> None:
 
 @contextlib.contextmanager
 def _installation(chosen: argparse.Namespace, name: str, size: str) -> Iterator[dict[str, str]]:
-    """The environment of one. What was made of other sources, or with other counts, is made anew."""
+    """The environment of one. What was made by other sources, or of other counts, is made anew."""
     sha = hashlib.sha256(repr((chosen.connections, chosen.sessions, chosen.messages)).encode())
     sources = [ROOT / "tests" / "bench" / "large.py", *ROOT.glob("*/migrations/*.py")]
     for source in sorted(sources):
