@@ -47,7 +47,7 @@ from connections.sentences import sentence
 from workspaces.models import Role
 from workspaces.permissions import need_instance_admin, workspace_for
 
-PER_PAGE = 40
+PER_PAGE = 30
 
 
 class SeeOther(HttpResponseRedirect):

@@ -22,10 +22,9 @@ class Sessions(Keeper):
         """Four queries."""
         chats = ChatSession.objects.filter(owner=person, doomed_at=None).order_by()
         counted = chats.aggregate(n=Count("pk"), shared=Count("pk", filter=Q(shared=True)))
-        own = ChatSession.objects.filter(owner=person).order_by()
-        # By the index of both columns: no message itself is read.
-        messages = Message.objects.order_by()
-        elsewhere = messages.filter(author=person).exclude(chat__in=own)
+        others = ChatSession.objects.exclude(owner=person).order_by()
+        messages = Message.objects.order_by().values("chat")  # what the indexes have
+        elsewhere = messages.filter(author=person, chat__in=others.values("pk"))
         images = Attachment.objects.filter(message__chat__in=chats).order_by()
         sizes = images.aggregate(n=Count("pk"), size=Sum("size"))
         return Holdings(

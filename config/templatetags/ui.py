@@ -17,7 +17,7 @@ from django.forms import BaseForm, BoundField, CheckboxInput, RadioSelect
 from django.template.loader import render_to_string
 from django.templatetags.static import static
 from django.utils import formats, timezone
-from django.utils.html import format_html, format_html_join
+from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -118,12 +118,14 @@ def options(pairs: Iterable[tuple[object, object]], chosen: object = None) -> Sa
 @register.simple_tag
 def checkboxes(name: str, rows: Iterable[tuple[str, str, str]], *, id: str) -> SafeString:
     """Boxes to tick, of (value, label, note): values are slugs, the ids begin with `id`."""
-    one = (
-        '<div class="field" data-kind="checkbox">'
-        '<input type="checkbox" id="{0}-{2}" name="{1}" value="{2}" autocomplete="off">'
-        '<label for="{0}-{2}">{3} <span class="muted small">{4}</span></label></div>'
-    )
-    return format_html_join("\n", one, ((id, name, *row) for row in rows))
+    parts = [
+        f'<div class="field" data-kind="checkbox">'
+        f'<input type="checkbox" id="{id}-{value}" name="{name}" value="{value}" autocomplete="off">'
+        f'<label for="{id}-{value}">{conditional_escape(label)} '
+        f'<span class="muted small">{conditional_escape(note)}</span></label></div>'
+        for value, label, note in rows
+    ]
+    return SafeString("\n".join(parts))
 
 
 def _component(name: str, content: str, **context: Any) -> SafeString:
