@@ -131,9 +131,9 @@ def report(rows: QuerySet[UsageDay], days: int, by: str, *, most: int | None = N
         lines.sort(key=lambda line: line.label, reverse=True)
     else:
         lines.sort(key=lambda line: (line.sums["cost"], line.tokens), reverse=True)
-    most = max((_value(line, in_money) for line in lines), default=0)
+    largest = max((_value(line, in_money) for line in lines), default=0)
     for line in lines:
-        line.share = float(100 * _value(line, in_money) / most) if most else 0.0
+        line.share = float(100 * _value(line, in_money) / largest) if largest else 0.0
     if most and len(lines) == most and by != "day":
         others = {name: total.sums[name] - sum(line.sums[name] for line in lines) for name in SUMS}
         if others["turns"]:

@@ -119,8 +119,8 @@ def options(pairs: Iterable[tuple[object, object]], chosen: object = None) -> Sa
 def checkboxes(name: str, rows: Iterable[tuple[str, str, str]], *, id: str) -> SafeString:
     """Boxes to tick, of (value, label, note): values are slugs, the ids begin with `id`."""
     parts = [
-        f'<div class="field" data-kind="checkbox">'
-        f'<input type="checkbox" id="{id}-{value}" name="{name}" value="{value}" autocomplete="off">'
+        f'<div class="field" data-kind="checkbox"><input type="checkbox" id="{id}-{value}" '
+        f'name="{name}" value="{value}" autocomplete="off">'
         f'<label for="{id}-{value}">{conditional_escape(label)} '
         f'<span class="muted small">{conditional_escape(note)}</span></label></div>'
         for value, label, note in rows
