@@ -21,6 +21,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -154,6 +155,7 @@ def _measure(chosen: argparse.Namespace, name: str) -> None:
             )
         found[size] = json.loads(done.stdout.splitlines()[-1])
     print(f"{name:26}  queries   ten: cpu p95    all: cpu p95     p50     p95    KB unpacked")
+    weight = found["all"].pop("")
     for page, many in found["all"].items():
         few = found["ten"][page]
         asked = str(few["queries"])
@@ -165,7 +167,11 @@ def _measure(chosen: argparse.Namespace, name: str) -> None:
             f"{'  more queries' if '/' in asked else ''}"
             f"{'  over' if many['cpu'] > TARGET else ''}"
         )
-    print(flush=True)
+    print(
+        f"the first page with its {weight['files']} files: {weight['first']:.1f} KB; "
+        f"without them: {weight['again']:.1f} KB\n",
+        flush=True,
+    )
 
 
 @contextlib.contextmanager
@@ -281,7 +287,24 @@ def _inside(chosen: argparse.Namespace) -> dict[str, Any]:
             "sent": len(sent),
             "bytes": len(body),
         }
+    found[""] = _weight()
     return found
+
+
+def _weight() -> dict[str, float]:
+    """KB that a browser takes at the first page: with all its files, and when those are kept."""
+    from django.conf import settings
+    from django.test import Client
+
+    client = Client(headers={"host": "127.0.0.1", "accept-encoding": "gzip"})
+    sent = client.get("/", follow=True).content
+    files = set(re.findall(rb'(?:src|href)="/static/([^"#]+)', gzip.decompress(sent)))
+    packed = 0
+    for name in files:
+        path = Path(settings.STATIC_ROOT) / name.decode()
+        small = path.with_name(f"{path.name}.gz")  # what whitenoise sends
+        packed += (small if small.exists() else path).stat().st_size
+    return {"files": len(files), "first": (len(sent) + packed) / 1000, "again": len(sent) / 1000}
 
 
 def _p95(times: list[float]) -> float:
