@@ -213,6 +213,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "config.middleware.NamedForLogs",
+    "config.middleware.Compressed",
     # What every answer carries, those of the layers below too.
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",

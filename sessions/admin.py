@@ -37,7 +37,7 @@ class ChatSessionAdmin(ReadOnly, admin.ModelAdmin):
         ("workspace", FewChoices),
         ("connection", FewChoices),
     )
-    list_select_related = ("workspace", "owner", "connection")
+    list_prefetch = ("workspace", "owner", "connection")
     search_fields = ("title", "owner__email", "id")
     show_full_result_count = False
     fields = (
@@ -64,7 +64,7 @@ class TurnAdmin(ReadOnly, admin.ModelAdmin):
         ("chat__workspace", FewChoices),
         ("chat__connection", FewChoices),
     )
-    list_select_related = ("chat", "started_by")
+    list_prefetch = ("chat", "started_by")
     search_fields = ("chat__title", "chat__id", "model")
     ordering = ("-created_at",)
     show_full_result_count = False
@@ -84,7 +84,7 @@ class MessageAdmin(ReadOnly, admin.ModelAdmin):
         *("role", "delivery", "is_complete", "created_at"),
         ("chat__workspace", FewChoices),
     )
-    list_select_related = ("chat", "author")
+    list_prefetch = ("chat", "author")
     search_fields = ("text", "chat__title", "chat__id")
     ordering = ("-created_at",)
     show_full_result_count = False

@@ -143,7 +143,7 @@ def _copy(chat: ChatSession, new: ChatSession, target: Connection, files: list[s
     Turn.objects.bulk_create(numbers.values(), batch_size=200)
     said = (
         Message.objects.filter(chat=chat, turn__isnull=False)
-        .exclude(delivery__in=Message.WAITING)
+        .exclude(delivery__among=Message.WAITING)
         .prefetch_related("attachments")
         .order_by("seq")
     )

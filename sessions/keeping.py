@@ -143,7 +143,7 @@ def expiring(workspace: Workspace, days: int) -> tuple[dt.datetime, QuerySet[Cha
     before = timezone.now() - dt.timedelta(days=days)
     old = ChatSession.objects.filter(
         workspace=workspace, updated_at__lt=before, doomed_at=None
-    ).filter(~Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
+    ).filter(~Exists(Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)))
     return before, old
 
 

@@ -226,7 +226,12 @@ class Message(models.Model):
     seq = models.PositiveIntegerField()
     role = models.CharField(max_length=10, choices=Role)
     author = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+        settings.AUTH_USER_MODEL,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        db_index=False,  # message_by_author has it
     )
     client_key = models.CharField(max_length=64, null=True, blank=True, default=None)
     text = models.TextField(blank=True)
@@ -260,6 +265,7 @@ class Message(models.Model):
                 name="waiting_messages",
             ),
             models.Index(fields=["turn", "step"], name="message_by_turn"),
+            models.Index(fields=["author", "chat"], name="message_by_author"),
         ]
 
     def __str__(self) -> str:

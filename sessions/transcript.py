@@ -26,7 +26,6 @@ from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
 from connections.sentences import Reason, Sentence, sentence
 from sessions import bus, turns
 from sessions.access import visible_chats
-from sessions.continuing import successors
 from sessions.models import ChatSession, Message, Turn
 from sessions.reply import Block, blocks_of
 from workspaces.models import Role
@@ -40,7 +39,10 @@ _LEVELS = {
 }
 _LENGTHS = (1_024, 4_096, 8_192, 16_384, 32_768, 65_536)  # tokens that the page offers
 
-PAGE = 60  # turns a page shows at first; older ones come as one asks for them
+PAGE = 30  # turns a page shows at first; older ones come as one asks for them
+
+
+MOST_CARDS = 24  # connections that are shown with what they can do; others are offered by name
 
 
 @dataclass(slots=True)
@@ -141,7 +143,7 @@ class Transcript:
     @cached_property
     def _among(self) -> Candidates:
         """The whole list: to choose from, or to go on elsewhere."""
-        return Candidates.of(self.chat.workspace)
+        return Candidates.of(self.chat.workspace, also=self.chat.connection_id)
 
     @cached_property
     def _own(self) -> Candidates:
@@ -208,10 +210,7 @@ class Transcript:
     @property
     def models(self) -> list[str]:
         connection = self.resolution.connection
-        found = next(
-            (u for u in self._own.usable() if connection and u.connection.pk == connection.pk),
-            None,
-        )
+        found = self._own.usable_one(connection.pk) if connection else None
         return found.models if found else []
 
     @cached_property
@@ -254,6 +253,18 @@ class Transcript:
         ]
 
     @cached_property
+    def _offer(self) -> tuple[list[Usable], list[tuple[str, str]]]:
+        """The first connections, with those that the session or its workspace chose; slug and name
+        of the others."""
+        found, others = self._among.offer(MOST_CARDS)
+        resolved = self.resolution.connection
+        for key in (self.chat.connection_id, resolved and resolved.pk):
+            if key and key not in {one.connection.pk for one in found}:
+                found += filter(None, [self._among.usable_one(key)])
+        shown = {one.connection.slug for one in found}
+        return found, [pair for pair in others if pair[0] not in shown]
+
+    @cached_property
     def cards(self) -> list[Card]:
         """The choice before the first message."""
         if self.chat.is_locked:
@@ -266,19 +277,30 @@ class Transcript:
                 usable.connection.pk == self.chat.connection_id,
                 resolved is not None and usable.connection.pk == resolved.pk,
             )
-            for usable in self._among.usable()
+            for usable in self._offer[0]
         ]
+
+    @property
+    def other_choices(self) -> list[tuple[str, str]]:
+        """Slug and name of what can be chosen besides the cards."""
+        return self._offer[1]
 
     @property
     def trace(self) -> list[object]:
         return list(self.resolution.trace_for(self.access))
 
     @cached_property
-    def successors(self) -> list[Usable]:
-        """The connections on which the session could go on; none while a reply runs."""
+    def successors(self) -> list[tuple[str, str]]:
+        """Slug and name of the connections on which the session could go on, the named successor of
+        its own first; none while a reply runs."""
         if not self.chat.is_locked or self.active or not self.may_send:
             return []
-        return successors(self.chat, self._among)
+        found, others = self._among.offer(MOST_CARDS)
+        own = self.chat.connection
+        heir = own.successor if own and own.successor_id else None
+        named = [(u.connection.slug, f"{u.connection.name} ({u.first_model})") for u in found]
+        named = [pair for pair in [*named, *others] if own is None or pair[0] != own.slug]
+        return sorted(named, key=lambda pair: heir is None or pair[0] != heir.slug)
 
     @cached_property
     def came_from(self) -> ChatSession | None:
@@ -393,7 +415,7 @@ def _shown(page: Sequence[Turn]) -> list[ShownTurn]:
     by_turn: dict[uuid.UUID, list[Shown]] = {}
     messages = (
         Message.objects.filter(turn__in=[turn.pk for turn in page])
-        .exclude(delivery__in=Message.WAITING)
+        .exclude(delivery__among=Message.WAITING)
         .select_related("author")
         .prefetch_related("attachments")
         .order_by("step", "role", "place", "seq")

@@ -27,6 +27,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from workspaces import directory, erasing, people, registry, second_factor
 from workspaces.audit_words import words_of
 from workspaces.devices import devices_of
+from workspaces.forms import LongSelect
 from workspaces.models import AuditEvent, Erasure, Membership, Role, User, Workspace
 from workspaces.people_views import InviteForm, ReceiverForm
 from workspaces.permissions import need_instance_admin
@@ -111,7 +112,7 @@ def _workspaces(without: User | None = None) -> list[tuple[str, str]]:
 class PlaceForm(forms.Form):
     """A place in a workspace."""
 
-    workspace = forms.ChoiceField(label=gettext_lazy("Workspace"))
+    workspace = forms.ChoiceField(label=gettext_lazy("Workspace"), widget=LongSelect)
     role = forms.ChoiceField(label=gettext_lazy("Role"), choices=Role.choices, initial=Role.MEMBER)
 
     def __init__(self, *args: Any, without: User | None = None, **kwargs: Any) -> None:
@@ -315,16 +316,25 @@ def person_deactivate(request: HttpRequest, person: uuid.UUID) -> HttpResponse:
     """Asks first, and offers to hand the sessions of each workspace to somebody else there."""
     found = _person(request, person, whole=True)
     data = request.POST if request.method == "POST" else None
+    places = [place for place in _places(found) if place.sessions]
+    heirs = people.offered([place.workspace for place in places], found)
     offers = [
-        (place, ReceiverForm(data, place.workspace, found, prefix=f"to-{number}"))
-        for number, place in enumerate(place for place in _places(found) if place.sessions)
+        (
+            place,
+            ReceiverForm(
+                *(data, place.workspace, found),
+                prefix=f"to-{number}",
+                among=heirs[place.workspace.pk],
+            ),
+        )
+        for number, place in enumerate(places)
     ]
     problem, status = "", 200
     if request.method == "POST":
         if not any(form.errors for _place, form in offers):
-            heirs = {place.workspace: form.heir for place, form in offers if form.heir}
+            chosen = {place.workspace: form.heir for place, form in offers if form.heir}
             try:
-                directory.deactivate(request.user, found, heirs)
+                directory.deactivate(request.user, found, chosen)
             except ValidationError as error:
                 problem, status = " ".join(error.messages), 409
             else:
