@@ -3,7 +3,7 @@
 import os
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import after_task_publish, beat_init, setup_logging
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
@@ -40,3 +40,14 @@ app.conf.beat_schedule = {
 @setup_logging.connect
 def keep_our_logging(**kwargs: object) -> None:
     """Django has configured the logs already; Celery's own set-up would undo it."""
+
+
+@beat_init.connect
+def tell_of_beat(**kwargs: object) -> None:
+    """From now on this process, which is beat's, says at each ring that it is at work."""
+    from sessions import alive
+
+    def rung(**kwargs: object) -> None:
+        alive.tell(alive.BEAT)
+
+    after_task_publish.connect(rung, weak=False)
