@@ -193,11 +193,9 @@ class Page:
     ) -> None:
         """Follows the stream until the condition holds; `cuts` says after how many bytes each
         connection breaks."""
-        wait_for(
-            lambda: self._follow_once(until, next(cuts) if cuts else None), seconds, "it shows"
-        )
+        wait_for(lambda: self.follow_once(until, next(cuts) if cuts else None), seconds, "it shows")
 
-    def _follow_once(self, until: Callable[[Page], Any], most: int | None) -> bool:
+    def follow_once(self, until: Callable[[Page], Any], most: int | None = None) -> bool:
         if until(self):
             return True
         self.connects += 1
