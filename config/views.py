@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 
@@ -20,6 +21,8 @@ from sessions import alive
 from workspaces.permissions import need_instance_admin
 
 logger = logging.getLogger(__name__)
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @require_safe
@@ -107,7 +110,10 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpR
 def server_error(request: HttpRequest) -> HttpResponse:
     """Called while the exception is handled. A database that doesn't answer, or has no room, is
     not a fault of the page: whoever asks again in a moment gets it."""
-    if isinstance(sys.exception(), (OperationalError, InterfaceError)):
+    fault = sys.exception()
+    if isinstance(fault, (OperationalError, InterfaceError)) or (
+        isinstance(fault, OSError) and fault.errno in NO_ROOM
+    ):
         response = render(request, "503.html", status=503)
         response.headers["Retry-After"] = "5"
         return response

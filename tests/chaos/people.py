@@ -28,9 +28,10 @@ KINDS = (
     ("steer", "tools-2-0.2s"),
     ("steer-anthropic", "tools-1-0.1s"),
     ("queue", "echo"),
-    ("steer", "fast-30tps-300"),
+    ("steer", "fast-60tps-240"),
 )
-WHOLE_TEXT = ("echo", "fast-60tps-120", "fast-30tps-300")  # one step, plain words
+WHOLE_TEXT = ("echo", "fast-60tps-120", "fast-60tps-240")  # one step, plain words
+MOST = 5  # messages of a session between two checks: they are all to be answered
 TRY_AGAIN = 0.3  # seconds between two tries of one message
 
 
@@ -159,7 +160,7 @@ class People:
                 self._busy += 1
             try:
                 talk = chance.choice([*own, *own, self.talks[-1]])
-                if len([one for one in talk.said[talk.checked :] if one.accepted]) < 12:
+                if len([one for one in talk.said[talk.checked :] if one.accepted]) < MOST:
                     self._do(number, talk, chance)
             except Exception as error:
                 self.problems.append(f"person {number}: {error!r}")
