@@ -262,6 +262,11 @@ class People:
             if self._asked[step] == 2:
                 yield f"the provider was asked twice: {record['last_user']!r} {record['rounds']}"
 
+    def begin_anew(self) -> None:
+        """The provider's records were dropped."""
+        self._requests_seen = 0
+        self._asked.clear()
+
     def _pages(self) -> Iterator[str]:
         for follower in self.followers:
             yield from follower_violations(follower)

@@ -34,6 +34,7 @@ MODELS = [
     *("echo", "slow-1s", "markdown", "thinking-tools", "vision", "stall", "long-2000"),
     *("fast-30tps-30", "fast-60tps-12", "fast-60tps-120", "fast-60tps-240", "fast-60tps-420"),
     *(
+        "bench-30tps-30",
         "bench-30tps-600",
         "bench-30tps-3000",
         "fast-30tps-300",
