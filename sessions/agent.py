@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -64,6 +65,7 @@ AGAIN = frozenset({ErrorKind.RATE_LIMITED, ErrorKind.OVERLOADED, ErrorKind.CONNE
 AGAIN_TIMES = 2
 AGAIN_WITHIN = 20.0  # seconds, all waits of a step together
 AGAIN_AFTER = 2.0  # seconds before the second try, doubled before the third
+SPREAD = 1.5  # up to so many times as long: what failed together doesn't come back together
 STORE_WITHIN = 60.0  # seconds that a write waits for a database that doesn't answer
 STORE_AGAIN = 0.5
 
@@ -268,6 +270,7 @@ class Agent:
                     or wait > left
                 ):
                     raise
+                wait = min(wait * random.uniform(1, SPREAD), left)  # noqa: S311 (no secret)
                 self._notice(error, wait)
                 await asyncio.sleep(wait)
 

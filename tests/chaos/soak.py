@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 
@@ -84,7 +85,9 @@ def sample(trial) -> dict[str, float]:  # type: ignore[no-untyped-def]
     for kind in ("web", "worker", "beat", "valkey"):
         mine = [pid for name, pid in pids.items() if name.partition("-")[0] == kind]
         found[f"{kind} MB"] = memory_of(mine)
-        found[f"{kind} descriptors"] = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in mine)
+        found[f"{kind} descriptors"] = sum(
+            len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in mine
+        )
     wal = trial.parts.database.with_name(trial.parts.database.name + "-wal")
     found["WAL MB"] = wal.stat().st_size / 1e6 if wal.exists() else 0.0
     found["Redis keys"] = float(trial.parts.redis.dbsize())
