@@ -99,22 +99,17 @@ def line_of(found: dict[str, float]) -> str:
 
 
 class Measured:
-    """A session of its own, whose provider stamps each token with the time at which it leaves."""
+    """Sessions of one turn, whose provider stamps each token with the time at which it leaves."""
 
     def __init__(self, trial) -> None:  # type: ignore[no-untyped-def]
-        from tests.system.parts import Chat
-
         self.parts = trial.parts
-        self.chats = [Chat(self.parts, MODEL)]
         self.found = Overhead()
 
     def turn(self, text: str) -> None:
         from tests.bench.__main__ import Run, follow
         from tests.system.parts import Chat
 
-        if len(self.chats[-1].turns()) >= 30:  # a session of ordinary length
-            self.chats.append(Chat(self.parts, MODEL))
-        chat = self.chats[-1]
+        chat = Chat(self.parts, MODEL)
         jar = chat.client.cookies
         cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
 
@@ -125,7 +120,6 @@ class Measured:
                 async with asyncio.timeout(TURN_WITHIN):
                     await ready.wait()
                     await asyncio.sleep(0.2)
-                    run.delays, run.first = [], 0  # what an earlier turn's events brought
                     run.posted = time.monotonic_ns()
                     await asyncio.to_thread(chat.send, text)
                     await stream

@@ -168,5 +168,8 @@ def integrity(parts: Parts) -> Iterator[str]:
     ):
         if row["n"] > 1:
             yield f"{row['n']} active turns in one session"
-    for row in parts.rows("SELECT text FROM agent_sessions_message WHERE NOT is_complete"):
+    for row in parts.rows(
+        "SELECT m.text FROM agent_sessions_message m JOIN agent_sessions_turn t ON t.id = m.turn_id"
+        " WHERE NOT m.is_complete AND t.state NOT IN ('pending', 'running')"
+    ):
         yield f"a reply counts as growing: {row['text'][:40]!r}"
