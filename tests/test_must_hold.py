@@ -12,7 +12,7 @@ ROWS = re.findall(r"^\| ([A-Z]\d+) \| ([^|]+) \| ([^|]+) \|$", TEXT, re.MULTILIN
 LAST = {"S": 8, "E": 7, "A": 6, "B": 4, "U": 2, "L": 4, "Q": 12, "D": 2, "O": 5}
 
 
-def tests_in(path: Path) -> set[str]:
+def named_in(path: Path) -> set[str]:
     return {
         node.name
         for node in ast.walk(ast.parse(path.read_text()))
@@ -28,7 +28,7 @@ def missing(cell: str) -> list[str]:
     for one in named:
         path, _, name = one.partition("::")
         file = ROOT / "tests" / path
-        if not file.is_file() or (name not in tests_in(file)):
+        if not file.is_file() or (name not in named_in(file)):
             found.append(one)
     return found or ([] if named else ["no test is named"])
 
