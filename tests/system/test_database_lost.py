@@ -69,10 +69,11 @@ def test_nothing_is_half_stored_and_all_goes_on_by_itself(own, fault: str, tmp_p
     parts, _ = own
     running, other = Chat(parts, "fast-30tps-300"), Chat(parts, "vision")
     page = Page(running)
-    running.send("a reply of ten seconds")
+    first, second = f"{fault}: a reply of ten seconds", f"{fault}: and then this"
+    running.send(first)
     running.wait_for_reply()
     running.choose("echo")
-    running.send("and then this")
+    running.send(second)
     files = sorted(parts.media.rglob("*.*"))
 
     picture = io.BytesIO()
@@ -113,10 +114,10 @@ def test_nothing_is_half_stored_and_all_goes_on_by_itself(own, fault: str, tmp_p
     print(f"{fault}: all is answered {time.monotonic() - mended:.1f} s after the end")
     assert running.states()[0] in ("done", "interrupted")
     assert running.states()[1:] == ["done"] * 2
-    assert running.reply(2) == "and then this"
+    assert running.reply(2) == second
     keys = [one["client_key"] for chat in (running, other) for one in chat.messages()]
     assert len(keys) == len(set(keys))
-    for text in ("a reply of ten seconds", "and then this"):
+    for text in (first, second):
         assert len(parts.requests_with(text)) == 1
     page.follow(lambda page: page.state == "done" and not page.waiting)
     assert page.shown() == Page(running).shown()
