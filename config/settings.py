@@ -54,7 +54,10 @@ if _database_url:
     DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
         "min_size": 1,
         "max_size": env.integer("PATCHBAY_DATABASE_POOL", 20, least=2, most=500),
-        "timeout": 10,
+        "timeout": 5,
+        # The pool's own tries come ever later, up to minutes after the server is back. Given up at
+        # once, each request that comes makes it try anew.
+        "reconnect_timeout": 1,
     }
 else:
     DATABASES = {

@@ -740,10 +740,17 @@ def begin_step(
 ) -> Step:
     """Before a request leaves: takes the steering messages (from the second step on), makes the
     reply's row and records `request_sent`. With the `receipt` of a message that was claimed, the
-    request has left and this one alone is delivered. Raises `LeaseLost`. Locks the session."""
+    request has left and this one alone is delivered. Called again, when nobody knows whether the
+    commit arrived, it gives the same step. Raises `LeaseLost`. Locks the session."""
     chat = _lock(turn.chat_id)
     if not _held(turn.pk, token).update(step=number, request_sent=True):
         raise LeaseLost
+    begun = Message.objects.filter(turn=turn, step=number, role=Message.Role.ASSISTANT).first()
+    if begun is not None:
+        delivered = Message.objects.filter(
+            turn=turn, step=number - 1, delivery=Message.Delivery.DELIVERED
+        ).prefetch_related("attachments")
+        return Step(number, begun.pk, [] if receipt else list(delivered.order_by("place", "seq")))
     steered: list[Message] = []
     if receipt is not None:
         _deliver(turn, receipt, number - 1)
@@ -886,7 +893,12 @@ def finish_step(
     usage: dict[str, int],
     left_out_before: int,
 ) -> None:
-    """Stores a step's whole reply with the results of its tools. Raises `LeaseLost`."""
+    """Stores a step's whole reply with the results of its tools; again does nothing. Raises
+    `LeaseLost`."""
+    if Message.objects.filter(pk=message_id, is_complete=True).exists():
+        if not _held(turn_id, token).exists():
+            raise LeaseLost
+        return
     if not _held(turn_id, token).update(
         **{name: F(name) + value for name, value in usage.items() if name != "context_tokens"},
         context_tokens=usage["context_tokens"],
