@@ -277,24 +277,32 @@ function takeState(fresh) {
   turn.prepend(document.getElementById("chat-seam").content.cloneNode(true));
 }
 
-// A turn's new state, put into the one that is shown: what hasn't changed isn't touched, and a reply
-// that grows here isn't set back to what the server had stored a moment ago.
+// A part's new state, put into the one that is shown: what hasn't changed isn't touched (a press on it
+// would be lost), and a reply that grows here isn't set back to what the server had stored a moment ago.
 function blend(shown, fresh) {
   const wanted = [...fresh.children];
   for (const child of [...shown.children]) if (!wanted.some(({ id }) => id === child.id)) child.remove();
   wanted.forEach((item, index) => {
     const old = document.getElementById(item.id);
-    if (!old || !transcript.contains(old)) place(item, shown, index);
+    if (!old || !shown.parentElement.contains(old)) return place(item, shown, index);
+    putAt(old, shown, index);
+    if (old.dataset.role === "assistant") blendReply(old, item);
+    else if (old.id === "waiting") blend(old, item);
+    else if (plain(old) === plain(item)) return;
+    else if (editorKept(old, item)) blendAround(old, item);
     else {
-      if (shown.children[index] !== old) shown.insertBefore(old, shown.children[index] ?? null);
-      if (old.dataset.role === "assistant") blendReply(old, item);
-      else if (plain(old) !== plain(item)) {
-        place(item, shown, index);
-        old.remove();
-      }
+      place(item, shown, index);
+      old.remove();
     }
   });
   for (const { name, value } of fresh.attributes) shown.setAttribute(name, value);
+}
+
+// What is moved stands outside the page for a moment: not so what one works in, the others give way.
+function putAt(item, parent, index) {
+  if (item.parentElement === parent && item.matches(":focus-within, :has(> [open])")) {
+    while (parent.children[index] !== item) parent.append(parent.children[index]);
+  } else if (parent.children[index] !== item) parent.insertBefore(item, parent.children[index] ?? null);
 }
 
 function place(item, parent, index) {
@@ -319,20 +327,33 @@ function blendReply(old, fresh) {
   old.toggleAttribute("data-complete", "complete" in fresh.dataset);
 }
 
-// A message that is being edited keeps its form; when it is on its way already, its text goes back
-// to the composer.
+// A message that is being edited keeps its form, unless another page has changed its text; when it is
+// on its way already, its text goes back to the composer.
+const editorOf = (item) => item.querySelector(":scope > .waiting-edit");
+
+function editorKept(old, fresh) {
+  const editor = editorOf(old);
+  const next = editorOf(fresh);
+  return editor?.open && next && next.querySelector("textarea").defaultValue === editor.querySelector("textarea").defaultValue;
+}
+
+function blendAround(old, fresh) {
+  const editor = editorOf(old);
+  editorOf(fresh).remove();
+  for (const child of [...old.children]) if (child !== editor) child.remove();
+  const around = [...fresh.children];
+  editor.before(...around);
+  around.forEach((child) => htmx.process(child));
+  for (const { name, value } of fresh.attributes) old.setAttribute(name, value);
+}
+
 function blendWaiting(shown, fresh) {
-  const focused = shown.contains(document.activeElement) && document.activeElement.closest(".waiting-edit[open]") && document.activeElement;
   for (const editor of shown.querySelectorAll(".waiting-edit[open]")) {
     const text = editor.querySelector("textarea");
-    const next = fresh.querySelector(`#${editor.closest("li").id} .waiting-edit`);
-    if (next && next.querySelector("textarea").defaultValue === text.defaultValue) next.replaceWith(editor);
-    else if (!next && text.value !== text.defaultValue) root.dispatchEvent(new CustomEvent("chat:returned", { detail: text.value }));
+    if (fresh.querySelector(`#${editor.closest("li").id}`) || text.value === text.defaultValue) continue;
+    root.dispatchEvent(new CustomEvent("chat:returned", { detail: text.value }));
   }
-  if (plain(shown) === plain(fresh)) return;
-  shown.replaceChildren(...fresh.childNodes);
-  htmx.process(shown);
-  if (focused?.isConnected) focused.focus({ preventScroll: true });
+  blend(shown, fresh);
 }
 
 // -- the stream -------------------------------------------------------------------------------------

@@ -201,6 +201,43 @@ def test_waiting_messages_are_edited_moved_promoted_and_cancelled(
     expect_state(page, "stopped")
 
 
+def test_what_changes_between_press_and_release_takes_no_press_away(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    send(page, "Begin")
+    expect_state(page, "running")
+    waiting = page.locator("#waiting > li")
+    for number, text in enumerate(("one", "two", "three"), 1):
+        send(page, text)
+        expect(waiting).to_have_count(number)
+    edited = waiting.nth(1)
+    edited.get_by_label("Edit this message").click()
+    edited.locator("textarea").fill("two, better")
+    edited.get_by_role("button", name="Save message").hover()
+    page.mouse.down()
+    # Another tab puts the message first, whose buttons change with it, then cancels one.
+    path = page.url.removeprefix(patchbay.url)
+    key = edited.get_attribute("data-message")
+    assert admin.post(f"{path}messages/{key}/move/", data={"direction": "earlier"}).is_redirect
+    expect(waiting.nth(0).locator("textarea")).to_have_value("two, better")
+    last = waiting.nth(2).get_attribute("data-message")
+    assert admin.post(f"{path}messages/{last}/cancel/").is_redirect
+    expect(waiting).to_have_count(2)
+    expect(waiting.nth(0).locator("textarea")).to_be_visible()
+    button = waiting.nth(0).get_by_role("button", name="Save message")
+    button.evaluate("button => button.addEventListener('click', () => (window.__pressed = true))")
+    box = button.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    assert page.evaluate("window.__pressed")
+    expect(waiting.nth(0).locator(".message-body")).to_have_text("two, better")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="come back to me").click()
+    expect_state(page, "stopped")
+
+
 class Held:
     """Requests to addresses that end so are held back, until they are let go one by one."""
 
