@@ -63,6 +63,7 @@ class ShownTurn:
     seam: bool = False  # what stands before this turn no longer reaches the model
     auth_type: str = ""  # of the session's connection
     follows: str = ""  # "before" or "after" it the session goes on from another one
+    versions: Sequence[ChatSession] = ()  # in which it was asked again
 
     @property
     def problem(self) -> Sentence | None:
@@ -77,6 +78,10 @@ class ShownTurn:
         if turn.started_at is None or turn.ended_at is None:
             return None
         return (turn.ended_at - turn.started_at).total_seconds() * 1000
+
+    @property
+    def can_regenerate(self) -> bool:
+        return self.is_last and self.turn.state == Turn.State.DONE
 
     @property
     def can_retry(self) -> bool:
@@ -288,11 +293,23 @@ class Transcript:
         mine = visible_chats(self.access).select_related("workspace", "connection")
         return mine.filter(pk=self.chat.continued_from_id).first()
 
-    @cached_property
+    @property
+    def is_version(self) -> bool:
+        """Whether what it came from was asked again here, rather than continued elsewhere."""
+        came_from = self.came_from
+        return came_from is not None and came_from.connection_id == self.chat.connection_id
+
+    @property
     def continuations(self) -> list[ChatSession]:
-        """The sessions that continue this one, as far as the person may read them. One query."""
+        """The sessions that continue this one on another connection."""
+        return [one for one in self.heirs if one.connection_id != self.chat.connection_id]
+
+    @cached_property
+    def heirs(self) -> list[ChatSession]:
+        """The newest sessions that came from this one, as far as the person may read them, oldest
+        first. One query."""
         mine = visible_chats(self.access).select_related("workspace", "connection")
-        return list(mine.filter(continued_from=self.chat).order_by("created_at")[:10])
+        return list(mine.filter(continued_from=self.chat).order_by("-created_at")[:30])[::-1]
 
     @property
     def refusal(self) -> str:
@@ -386,7 +403,13 @@ def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0)
     growing = next((m.message for t in shown for m in t.messages if m.is_growing), None)
     cursor = newest if growing is None else (growing.cursor or "0-0")
     waiting = [] if before else list(turns.waiting(chat))
-    return Transcript(chat, access, cursor, shown, waiting, older)
+    transcript = Transcript(chat, access, cursor, shown, waiting, older)
+    for heir in transcript.heirs:
+        if heir.connection_id == chat.connection_id:
+            for one in shown:
+                if one.turn.number == heir.continued_turns + 1:
+                    one.versions = [*one.versions, heir]
+    return transcript
 
 
 def _shown(page: Sequence[Turn]) -> list[ShownTurn]:

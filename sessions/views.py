@@ -3,7 +3,9 @@ htmx gets the fragment that changed."""
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from django.db import transaction
@@ -11,14 +13,14 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from connections.models import Connection
-from sessions import limits, turns
+from sessions import limits, turns, versions
 from sessions.access import may_hand_over, readable_chat, writable_chat
 from sessions.continuing import continue_on
-from sessions.images import ImageRefused, check_images
-from sessions.models import Attachment, ChatSession
+from sessions.images import CheckedImage, ImageRefused, check_count, check_images
+from sessions.models import Attachment, ChatSession, Message
 from sessions.transcript import build
 from workspaces import audit
 from workspaces.models import Role
@@ -183,6 +185,88 @@ def chat_retry(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     except turns.Refused as refusal:
         return refused(request, chat, refusal)
     return answer(request, chat)
+
+
+@require_POST
+def chat_regenerate(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """The last answer again, in a new session: `turn` is its number, `client_key` as for a send."""
+    chat = writable_chat(request, workspace, chat_id)
+    try:
+        limits.count_send(request.user)
+        new = versions.regenerate(
+            chat.pk,
+            request.user,
+            _int(request.POST.get("turn", "")),
+            client_key=request.POST.get("client_key", ""),
+        )
+    except turns.Refused as refusal:
+        return refused(request, chat, refusal)
+    return back_to(new)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def message_again(
+    request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
+) -> HttpResponse:
+    """A message's text in the composer, below what stood before it; POST sends it in a new session:
+    `text`, `client_key`, `model`, `images`, and `keep`, the ids of the message's own images that go
+    along."""
+    chat = writable_chat(request, workspace, chat_id)
+    message = versions.first_message(chat, message_id)
+    if message is None:
+        raise Http404
+    if request.method != "POST":
+        return _again(request, chat, message, message.text, message.attachments.all())
+    text = request.POST.get("text", "")
+    chosen = set(request.POST.getlist("keep"))
+    kept = [one for one in message.attachments.all() if str(one.pk) in chosen]
+    try:
+        limits.count_send(request.user)
+        images = [*_read(kept), *check_images(request.FILES.getlist("images"))]
+        check_count(images)
+        new = versions.send_edited(
+            message,
+            request.user,
+            text,
+            client_key=request.POST.get("client_key", ""),
+            images=images,
+            model=turns.clean_text(request.POST.get("model", ""))[:200],
+        )
+    except (turns.Refused, ImageRefused) as refusal:
+        return _again(request, chat, message, text, kept, str(refusal))
+    if request.htmx:
+        return HttpResponse(headers={"HX-Redirect": new.get_absolute_url()})
+    return back_to(new)
+
+
+def _again(
+    request: HttpRequest,
+    chat: ChatSession,
+    message: Message,
+    text: str,
+    kept: Iterable[Attachment],
+    problem: str = "",
+) -> HttpResponse:
+    """The page of `message_again`; a refusal says why and keeps what was written."""
+    assert message.turn is not None
+    context = _context(chat, before=message.turn.number, draft=text, problem=problem)
+    context |= {"message": message, "kept": list(kept)}
+    context["model"] = request.POST.get("model") or context["transcript"].model
+    status = 422 if problem else 200
+    if problem and request.htmx:
+        context["oob"] = True
+        return render(request, "sessions/detail.html#problem", context, status=status)
+    return render(request, "sessions/again.html", context, status=status)
+
+
+def _read(attachments: Iterable[Attachment]) -> list[CheckedImage]:
+    """Images that were checked when they came in; those whose file is gone are left out."""
+    found = []
+    for one in attachments:
+        with contextlib.suppress(OSError), one.file.open("rb") as file:
+            size = (one.width, one.height)
+            found.append(CheckedImage(one.media_type, file.read(), *size, one.name))
+    return found
 
 
 @require_POST

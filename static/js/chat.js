@@ -7,6 +7,7 @@ const draft = document.getElementById("draft");
 if (composer) start();
 
 function start() {
+  draft.setSelectionRange(draft.value.length, draft.value.length);
   // Where the browser can't size a field by its content.
   if (!CSS.supports("field-sizing", "content")) {
     draft.addEventListener("input", grow);
@@ -52,18 +53,20 @@ function start() {
     event.preventDefault();
     send();
   });
-  // Up from an empty field: the last of one's own messages that waits.
+  // Up from an empty field: the last of one's own messages, one that waits or one that was sent.
   draft.addEventListener("keydown", (event) => {
     if (event.key !== "ArrowUp" || draft.value || event.shiftKey || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-    const last = [...document.querySelectorAll("#waiting .waiting-edit")].at(-1);
+    const last = [...document.querySelectorAll("#waiting .waiting-edit")].at(-1) ?? [...document.querySelectorAll(".message-edit[data-own]")].at(-1);
     if (!last) return;
     event.preventDefault();
-    last.open = true;
+    if (last.matches("details")) last.open = true;
+    else last.click();
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
     if (document.querySelector(":popover-open, dialog[open], .waiting-edit[open]") || event.target.closest("#chat-title")) return;
-    document.getElementById("stop")?.click();
+    const leave = draft.value === draft.defaultValue && document.getElementById("leave");
+    (document.getElementById("stop") ?? leave)?.click();
   });
   // A message sent right after another model (or level, or length) was chosen goes to that one, as does a Retry, and one
   // sent right after another message goes behind that one: each waits for the answer.

@@ -257,7 +257,7 @@ const isBeingEdited = (element) => element.contains(document.activeElement) && d
 // An element as the server sent it: without what differs in every answer or was added here.
 function plain(element) {
   const copy = element.cloneNode(true);
-  for (const token of copy.querySelectorAll("[name=csrfmiddlewaretoken]")) token.removeAttribute("value");
+  for (const token of copy.querySelectorAll("[name=csrfmiddlewaretoken], [name=client_key]")) token.removeAttribute("value");
   for (const changed of copy.querySelectorAll("[class=''], .htmx-request")) changed.removeAttribute("class");
   for (const unfolded of copy.querySelectorAll("details[open]")) unfolded.removeAttribute("open");
   return copy.outerHTML;
@@ -533,6 +533,8 @@ root.addEventListener("htmx:afterSwap", () => {
   below = null;
 });
 
-// A new session is read from its beginning.
-if (transcript.querySelector(":scope > [data-turn]")) toEnd();
+// A new session is read from its beginning, others from their end or from where the address says.
+const named = document.getElementById(location.hash.slice(1));
+if (named?.matches("[data-turn]")) (follows = false), named.scrollIntoView();
+else if (transcript.querySelector(":scope > [data-turn]")) toEnd();
 connect();
