@@ -123,6 +123,25 @@ class Flag(models.Model):
         return f"{self.user_id} {self.chat_id}"
 
 
+class Seen(models.Model):
+    """How far a person has followed a session: the last turn whose end they have seen."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    chat = models.ForeignKey(ChatSession, models.CASCADE, related_name="seen")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    number = models.PositiveIntegerField(_("last turn"), default=0)
+
+    class Meta:
+        verbose_name = _("what was seen")
+        verbose_name_plural = _("what was seen")
+        constraints = [
+            models.UniqueConstraint(fields=["user", "chat"], name="seen_once_a_person_and_session")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.chat_id}"
+
+
 class Turn(models.Model):
     """One run of the agent in answer to one user message; made of steps.
 

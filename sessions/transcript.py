@@ -27,7 +27,7 @@ from connections.sentences import Reason, Sentence, sentence
 from sessions import bus, turns
 from sessions.access import visible_chats
 from sessions.continuing import successors
-from sessions.models import ChatSession, Message, Turn
+from sessions.models import ChatSession, Message, Seen, Turn
 from sessions.reply import Block, blocks_of
 from workspaces.models import Role
 from workspaces.permissions import Access
@@ -63,6 +63,7 @@ class ShownTurn:
     seam: bool = False  # what stands before this turn no longer reaches the model
     auth_type: str = ""  # of the session's connection
     follows: str = ""  # "before" or "after" it the session goes on from another one
+    is_news: bool = False  # the first one that the person hasn't seen to its end
     versions: Sequence[ChatSession] = ()  # in which it was asked again
 
     @property
@@ -171,6 +172,18 @@ class Transcript:
     def seam(self) -> int:
         """The number of the turn before which nothing reaches the model any more; 0: all does."""
         return _seam([shown.turn for shown in self.turns])
+
+    @cached_property
+    def seen(self) -> int:
+        """The last turn whose end the person has seen; -1: they never looked. One query."""
+        seen = Seen.objects.filter(chat=self.chat, user=self.access.user)
+        return next(iter(seen.values_list("number", flat=True)), -1)
+
+    def mark_unseen(self) -> None:
+        """Where a line says what is new: not where nothing was seen before, nor at what runs."""
+        after = [shown for shown in self.turns if shown.turn.number > self.seen > 0]
+        if after and not after[0].turn.is_active:
+            after[0].is_news = True
 
     @property
     def state(self) -> str:

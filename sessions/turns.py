@@ -612,8 +612,11 @@ def promote_waiting(chat_id: uuid.UUID, message_id: uuid.UUID) -> Message:
 
 
 @transaction.atomic
-def move_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, *, earlier: bool) -> None:
-    """Swaps a queued message with its neighbour. Locks the session."""
+def move_waiting(
+    chat_id: uuid.UUID, message_id: uuid.UUID, *, earlier: bool = False, before: str | None = None
+) -> None:
+    """Swaps a queued message with its neighbour, or puts it before the one whose id is `before`:
+    behind all for "", first for one that no longer waits. Locks the session."""
     chat = _lock(chat_id)
     message = _waiting_message(chat, message_id)
     row = list(
@@ -622,11 +625,18 @@ def move_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, *, earlier: bool) ->
     index = next((i for i, other in enumerate(row) if other.pk == message.pk), None)
     if index is None:
         raise Refused("not_queued", _("Only queued messages have an order to change."))
-    other = index - 1 if earlier else index + 1
-    if not 0 <= other < len(row):
+    places = sorted(queued.place for queued in row)
+    moved = row.pop(index)
+    if before is None:
+        target = max(0, index - 1) if earlier else index + 1
+    elif before:
+        target = next((i for i, other in enumerate(row) if str(other.pk) == before), 0)
+    else:
+        target = len(row)
+    if before == str(moved.pk) or target == index:
         return
-    row[index], row[other] = row[other], row[index]
-    for place, queued in zip(sorted(m.place for m in row), row, strict=True):
+    row.insert(target, moved)
+    for place, queued in zip(places, row, strict=True):
         queued.place = place
     Message.objects.bulk_update(row, ["place"])
     _changed(chat)

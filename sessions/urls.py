@@ -23,6 +23,7 @@ urlpatterns = [
     path(_chat + "options/", views.chat_options, name="options"),
     path(_chat + "share/", views_keeping.chat_share, name="share"),
     path(_chat + "flag/", views_keeping.chat_flag, name="flag"),
+    path(_chat + "seen/", views_keeping.chat_seen, name="seen"),
     path(_chat + "archive/", views_keeping.chat_archive, name="archive"),
     path(_chat + "delete/", views_keeping.chat_delete, name="delete"),
     path(_chat + "transfer/", views_keeping.chat_transfer, name="transfer"),

@@ -46,9 +46,11 @@ def chat_create(request: HttpRequest, workspace: str) -> HttpResponse:
 @require_safe
 def chat_detail(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = readable_chat(request, workspace, chat_id)
-    before = _int(request.GET.get("before", ""))
+    before = number_of(request.GET.get("before", ""))
     # Without JavaScript the page reloads itself to follow a reply, unless one reads or writes.
     context = {**_context(chat, before=before), "still": bool(before) or "still" in request.GET}
+    if not before:
+        context["transcript"].mark_unseen()
     page = render(request, "sessions/detail.html", context)
     return remember(request, page, chat.workspace)
 
@@ -58,13 +60,17 @@ def chat_turns(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     """What open pages ask for when something changed: the turns from `since` on, what waits, the
     state; or with `before` the page of older turns."""
     chat = readable_chat(request, workspace, chat_id)
-    since, before = _int(request.GET.get("since", "")), _int(request.GET.get("before", ""))
+    since, before = (
+        number_of(request.GET.get("since", "")),
+        number_of(request.GET.get("before", "")),
+    )
     context = _context(chat, since=since, before=before)
     template = "sessions/detail.html#older" if before else "sessions/detail.html#update"
     return render(request, template, {**context, "since": since})
 
 
-def _int(text: str) -> int:
+def number_of(text: str) -> int:
+    """A number of turns or the like; 0 for anything else."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
 
 
@@ -106,7 +112,7 @@ def answer(
     chat = ChatSession.objects.select_related("workspace", "owner", "connection").get(pk=chat.pk)
     chat.access = access  # type: ignore[attr-defined]
     if request.htmx:
-        since = _int(request.POST.get("since", ""))
+        since = number_of(request.POST.get("since", ""))
         context = _context(chat, since=since, draft=draft, problem=problem)
         return render(
             request, "sessions/detail.html#answer", {**context, "since": since}, status=status
@@ -196,7 +202,7 @@ def chat_regenerate(request: HttpRequest, workspace: str, chat_id: uuid.UUID) ->
         new = versions.regenerate(
             chat.pk,
             request.user,
-            _int(request.POST.get("turn", "")),
+            number_of(request.POST.get("turn", "")),
             client_key=request.POST.get("client_key", ""),
         )
     except turns.Refused as refusal:
@@ -389,12 +395,15 @@ def message_promote(
 def message_move(
     request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
 ) -> HttpResponse:
+    """`direction` = earlier or later, or `before` = the id of the message to go before, empty for
+    behind all."""
     earlier = request.POST.get("direction") != "later"
+    before = request.POST.get("before")
     return _on_waiting(
         request,
         workspace,
         chat_id,
-        lambda chat: turns.move_waiting(chat, message_id, earlier=earlier),
+        lambda chat: turns.move_waiting(chat, message_id, earlier=earlier, before=before),
     )
 
 

@@ -478,6 +478,7 @@ def routes(world: World) -> dict[str, Route]:
             chat("rename", POST, "sends", data={"title": "Another"}, **posted),
             chat("share", POST, "owner", data={"shared": "false"}, **posted),
             chat("flag", POST, "reads", data={"flag": "true"}, **posted),
+            chat("seen", POST, "reads", data={"turn": "1"}, post=(204,)),
             chat("archive", POST, "owner", data={"archive": "true"}, **posted),
             chat("delete", FORM, "owner", **posted),
             chat("transfer", FORM, "owner", post=(422,)),

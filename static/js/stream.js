@@ -10,6 +10,26 @@ const log = document.getElementById("log");
 const notice = document.getElementById("notice");
 const words = document.getElementById("chat-words").dataset;
 
+// -- what is new: the tab says so until one looks, the server keeps it for the list of sessions --------
+let isNews = false;
+let seen = Number(root.dataset.seen);
+
+function showTitle() {
+  const title = document.title.replace(`${words.news}: `, "");
+  document.title = isNews ? `${words.news}: ${title}` : title;
+}
+
+// What has ended and stands before one's eyes.
+function markSeen() {
+  const isActive = ["pending", "running"].includes(root.dataset.turnState);
+  const number = Number(lastTurn()) - (isActive ? 1 : 0);
+  if (document.hidden || hasEnded || !follows || number <= seen) return;
+  const before = seen;
+  seen = number;
+  const headers = { "X-CSRFToken": document.querySelector("[name=csrfmiddlewaretoken]").value };
+  fetch(root.dataset.see, { method: "POST", headers, body: new URLSearchParams({ turn: number }), keepalive: true }).catch(() => (seen = before));
+}
+
 // -- growing text -----------------------------------------------------------------------------------
 
 // An open block: the server's HTML covers its text up to `offset` (UTF-16 units), `text` follows.
@@ -181,6 +201,8 @@ async function refetch() {
     for (const [handler, data] of batch) if (bodyOf(data.m)) within(handler)(data);
     for (const [handler, data] of arrived) within(handler)(data);
   }
+  showTitle();
+  markSeen();
   if (again || version < newest) refetch();
 }
 
@@ -371,6 +393,7 @@ const handlers = {
   "turn-end": ({ v, state }) => {
     say("");
     document.getElementById("announce").textContent = words[state] ?? "";
+    if (document.hidden && state === "done") isNews = true;
     see(v);
   },
   notice: ({ t }) => say(t),
@@ -489,8 +512,11 @@ addEventListener("focus", look);
 let hiding = 0;
 document.addEventListener("visibilitychange", () => {
   clearTimeout(hiding);
-  if (document.hidden) hiding = setTimeout(() => (close(), tellOthers()), 60_000);
-  else look();
+  if (document.hidden) return void (hiding = setTimeout(() => (close(), tellOthers()), 60_000));
+  look();
+  isNews = false;
+  showTitle();
+  markSeen();
 });
 addEventListener("pagehide", () => {
   close();
@@ -507,6 +533,7 @@ const toEnd = () => (log.scrollTop = log.scrollHeight);
 log.addEventListener("scroll", () => {
   follows = log.scrollHeight - log.scrollTop - log.clientHeight < 48;
   jump.hidden = follows;
+  markSeen();
 });
 const keepPlace = new ResizeObserver(() => {
   if (follows) toEnd();
@@ -537,4 +564,7 @@ root.addEventListener("htmx:afterSwap", () => {
 const named = document.getElementById(location.hash.slice(1));
 if (named?.matches("[data-turn]")) (follows = false), named.scrollIntoView();
 else if (transcript.querySelector(":scope > [data-turn]")) toEnd();
+const news = document.getElementById("news");
+if (news && news.offsetTop < log.scrollTop) news.scrollIntoView(); // its end is further than one can see
+requestAnimationFrame(markSeen);
 connect();

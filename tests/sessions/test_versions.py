@@ -1,4 +1,4 @@
-"""Another version of a conversation: an edited message, or an answer once more, in a new session."""
+"""Another version of a conversation: an edited message, or an answer again, in a new session."""
 
 from __future__ import annotations
 
