@@ -18,6 +18,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from connections.models import Connection
+from sessions.textfiles import ShownFile, files_of
 from workspaces.fields import SealedField
 from workspaces.models import Workspace
 
@@ -283,6 +284,11 @@ class Message(models.Model):
 
     def __str__(self) -> str:
         return f"{self.role} {self.seq}"
+
+    @property
+    def files(self) -> list[ShownFile]:
+        """The text files that were sent with it."""
+        return files_of(self.parts)
 
 
 class SearchText(models.Model):

@@ -8,7 +8,8 @@ at the turn that was asked again.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -36,6 +37,7 @@ def send_edited(
     *,
     client_key: str = "",
     images: Sequence[CheckedImage] = (),
+    files: Sequence[Mapping[str, Any]] = (),
     model: str = "",
 ) -> ChatSession:
     """A new session with the turns before `message`'s, in which `text` is sent in its place; with
@@ -46,15 +48,15 @@ def send_edited(
     """
     turn = message.turn
     assert turn is not None
-    with continuing.copying() as files:
+    with continuing.copying() as made:
         chat = turns._lock(message.chat_id)
         if same := _made_before(chat, actor, client_key):
             return same
         connection = _usable(chat, actor)
-        new = _begin(chat, actor, connection, turn.number, until=turn.number - 1, files=files)
+        new = _begin(chat, actor, connection, turn.number, until=turn.number - 1, files=made)
         if model and model != new.model:
             turns.choose_model(new.pk, actor, model)
-        turns.send(new.pk, actor, text, client_key=client_key, images=images)
+        turns.send(new.pk, actor, text, client_key=client_key, images=images, files=files)
         return new
 
 
@@ -66,7 +68,7 @@ def regenerate(
 
     The same `client_key` again gives the same session. Raises `turns.Refused`. Locks the session.
     """
-    with continuing.copying() as files:
+    with continuing.copying() as made:
         chat = turns._lock(chat_id)
         if same := _made_before(chat, actor, client_key):
             return same
@@ -78,7 +80,7 @@ def regenerate(
         connection = _usable(chat, actor)
         turns._check_budget(chat)
         turns._check_running(actor)
-        new = _begin(chat, actor, connection, number, until=number, files=files)
+        new = _begin(chat, actor, connection, number, until=number, files=made)
         again = continuing.ask_again(new, actor)
         if client_key:
             said = Message.objects.filter(turn=again).order_by("seq")[:1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -21,6 +21,7 @@ from sessions.access import may_hand_over, readable_chat, writable_chat
 from sessions.continuing import continue_on
 from sessions.images import CheckedImage, ImageRefused, check_count, check_images
 from sessions.models import Attachment, ChatSession, Message
+from sessions.textfiles import FileRefused, read_files
 from sessions.transcript import build
 from workspaces import audit
 from workspaces.models import Role
@@ -146,7 +147,8 @@ def refused(
 
 @require_POST
 def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
-    """Accepts a message: `text`, `client_key` (made here when left out), `images`."""
+    """Accepts a message: `text`, `client_key` (made here when left out), `images`, `files` (of
+    text)."""
     chat = writable_chat(request, workspace, chat_id)
     text = request.POST.get("text", "")
     try:
@@ -155,7 +157,8 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
         return refused(request, chat, refusal, draft=text)
     try:
         images = check_images(request.FILES.getlist("images"))
-    except ImageRefused as refusal:
+        files = read_files(request.FILES.getlist("files"))
+    except (ImageRefused, FileRefused) as refusal:
         return answer(request, chat, draft=text, problem=str(refusal), status=422)
     try:
         turns.send(
@@ -164,6 +167,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
             text,
             client_key=request.POST.get("client_key", ""),
             images=images,
+            files=files,
         )
     except turns.Refused as refusal:
         return refused(request, chat, refusal, draft=text)
@@ -215,31 +219,36 @@ def message_again(
     request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
 ) -> HttpResponse:
     """A message's text in the composer, below what stood before it; POST sends it in a new session:
-    `text`, `client_key`, `model`, `images`, and `keep`, the ids of the message's own images that go
-    along."""
+    as for a send, and `model`, and `keep`, the message's own images (their ids) and files (their
+    names) that go along."""
     chat = writable_chat(request, workspace, chat_id)
     message = versions.first_message(chat, message_id)
     if message is None:
         raise Http404
+    kept = list(message.attachments.all())
+    kept_files = [part for part in message.parts if "file" in part]
     if request.method != "POST":
-        return _again(request, chat, message, message.text, message.attachments.all())
+        return _again(request, chat, message, message.text, kept, kept_files)
     text = request.POST.get("text", "")
     chosen = set(request.POST.getlist("keep"))
-    kept = [one for one in message.attachments.all() if str(one.pk) in chosen]
+    kept = [one for one in kept if str(one.pk) in chosen]
+    kept_files = [part for part in kept_files if part["file"] in chosen]
     try:
         limits.count_send(request.user)
         images = [*_read(kept), *check_images(request.FILES.getlist("images"))]
         check_count(images)
+        files = [*kept_files, *read_files(request.FILES.getlist("files"))]
         new = versions.send_edited(
             message,
             request.user,
             text,
             client_key=request.POST.get("client_key", ""),
             images=images,
+            files=files,
             model=turns.clean_text(request.POST.get("model", ""))[:200],
         )
-    except (turns.Refused, ImageRefused) as refusal:
-        return _again(request, chat, message, text, kept, str(refusal))
+    except (turns.Refused, ImageRefused, FileRefused) as refusal:
+        return _again(request, chat, message, text, kept, kept_files, str(refusal))
     if request.htmx:
         return HttpResponse(headers={"HX-Redirect": new.get_absolute_url()})
     return back_to(new)
@@ -250,13 +259,14 @@ def _again(
     chat: ChatSession,
     message: Message,
     text: str,
-    kept: Iterable[Attachment],
+    kept: Sequence[Attachment],
+    kept_files: Sequence[Mapping[str, Any]],
     problem: str = "",
 ) -> HttpResponse:
     """The page of `message_again`; a refusal says why and keeps what was written."""
     assert message.turn is not None
     context = _context(chat, before=message.turn.number, draft=text, problem=problem)
-    context |= {"message": message, "kept": list(kept)}
+    context |= {"message": message, "kept": kept, "kept_files": kept_files}
     context["model"] = request.POST.get("model") or context["transcript"].model
     status = 422 if problem else 200
     if problem and request.htmx:

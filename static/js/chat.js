@@ -147,8 +147,9 @@ function start() {
     dragged = "";
   });
 
-  // -- images -------------------------------------------------------------------------------------------
+  // -- files -------------------------------------------------------------------------------------------
   const input = document.getElementById("images");
+  const textInput = document.getElementById("text-files");
   const files = document.getElementById("files");
   const words = document.getElementById("chat-words").dataset;
   let shown = [];
@@ -160,35 +161,49 @@ function start() {
   function pick(list) {
     const before = shown;
     shown = list;
-    const transfer = new DataTransfer();
-    for (const file of list) transfer.items.add(file);
-    input.files = transfer.files;
+    const images = new DataTransfer();
+    const texts = new DataTransfer();
+    for (const file of list) (isImage(file) ? images : texts).items.add(file);
+    input.files = images.files;
+    textInput.files = texts.files;
     files.replaceChildren(...list.map(preview));
     return before;
   }
 
   function preview(file) {
     const item = document.createElement("li");
-    const image = new Image();
-    image.alt = file.name;
-    const reader = new FileReader();
-    reader.onload = () => (image.src = reader.result);
-    reader.readAsDataURL(file);
+    if (isImage(file)) {
+      const image = new Image();
+      image.alt = file.name;
+      const reader = new FileReader();
+      reader.onload = () => (image.src = reader.result);
+      reader.readAsDataURL(file);
+      item.append(image);
+    } else {
+      const chip = Object.assign(document.createElement("span"), { className: "file-chip" });
+      const name = Object.assign(document.createElement("span"), { className: "truncate", textContent: file.name });
+      chip.append(document.getElementById("chat-file").content.cloneNode(true), name);
+      file.slice(0, 600).text().then((text) => (chip.title = text));
+      item.append(chip);
+    }
     const remove = document.createElement("button");
     Object.assign(remove, { type: "button", className: "button", textContent: "×", ariaLabel: words.remove, title: words.remove });
     remove.addEventListener("click", () => pick(shown.filter((other) => other !== file)));
-    item.append(image, remove);
+    item.append(remove);
     return item;
   }
 
-  const add = (list) => pick([...shown, ...[...list].filter(isImage)]);
+  // Whether a file is text is seen by the server, which says so where it isn't.
+  const add = (list) => pick([...shown, ...[...list].filter((file) => !isImage(file) || takesImages())]);
   input.addEventListener("change", () => add(input.files));
+  textInput.addEventListener("change", () => add(textInput.files));
   composer.addEventListener("click", (event) => {
     if (event.target.closest("label[aria-disabled]")) event.preventDefault();
   });
   draft.addEventListener("paste", (event) => {
-    const pasted = [...event.clipboardData.files].filter(isImage);
-    if (!pasted.length || !takesImages()) return;
+    // Some programs copy a picture beside the text that is meant.
+    const pasted = [...event.clipboardData.files];
+    if (!pasted.length || event.clipboardData.types.includes("text/plain")) return;
     event.preventDefault();
     add(pasted);
   });
@@ -198,7 +213,7 @@ function start() {
   root.addEventListener("drop", (event) => {
     if (!event.dataTransfer.files.length) return;
     event.preventDefault();
-    if (takesImages()) add(event.dataTransfer.files);
+    add(event.dataTransfer.files);
   });
 }
 
