@@ -47,6 +47,11 @@ function start() {
   });
   root.addEventListener("chat:returned", ({ detail }) => giveBack(detail));
 
+  // What is typed outlives a reload, in this tab.
+  const kept = `draft:${location.pathname}`;
+  if (!draft.value) write(sessionStorage.getItem(kept) ?? "");
+  draft.addEventListener("input", () => (draft.value ? sessionStorage.setItem(kept, draft.value) : sessionStorage.removeItem(kept)));
+
   // -- keys -------------------------------------------------------------------------------------------
   draft.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;

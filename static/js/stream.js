@@ -14,6 +14,8 @@ const words = document.getElementById("chat-words").dataset;
 let isNews = false;
 let seen = Number(root.dataset.seen);
 
+const isActive = () => ["pending", "running"].includes(root.dataset.turnState);
+
 function showTitle() {
   const title = document.title.replace(`${words.news}: `, "");
   document.title = isNews ? `${words.news}: ${title}` : title;
@@ -21,8 +23,7 @@ function showTitle() {
 
 // What has ended and stands before one's eyes.
 function markSeen() {
-  const isActive = ["pending", "running"].includes(root.dataset.turnState);
-  const number = Number(lastTurn()) - (isActive ? 1 : 0);
+  const number = Number(lastTurn()) - (isActive() ? 1 : 0);
   if (document.hidden || hasEnded || !follows || number <= seen) return;
   const before = seen;
   seen = number;
@@ -509,10 +510,19 @@ function look() {
 
 addEventListener("focus", look);
 
+const HIDDEN = 60_000;
 let hiding = 0;
+
+// A reply that runs is followed to its end, which the title tells.
+function hide() {
+  if (isActive()) return void (hiding = setTimeout(hide, HIDDEN));
+  close();
+  tellOthers();
+}
+
 document.addEventListener("visibilitychange", () => {
   clearTimeout(hiding);
-  if (document.hidden) return void (hiding = setTimeout(() => (close(), tellOthers()), 60_000));
+  if (document.hidden) return void (hiding = setTimeout(hide, HIDDEN));
   look();
   isNews = false;
   showTitle();

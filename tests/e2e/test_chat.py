@@ -569,6 +569,8 @@ def test_a_double_click_sends_once_and_a_refusal_keeps_the_text(
     expect(page.locator("#problem")).to_contain_text("200001 characters")
     assert draft.evaluate("draft => draft.value.length") == 200_001
     draft.fill("not lost")
+    page.reload()
+    expect(draft).to_have_value("not lost")
     admin.post("/connections/steer/enable/", data={"enabled": "false"})
     try:
         draft.press("Enter")
@@ -627,6 +629,46 @@ def _picture(width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), "teal").save(file, "PNG")
     return file.getvalue()
+
+
+def test_text_files_are_dropped_and_pasted_and_go_to_any_model(
+    patchbay: Patchbay, admin: Client, page: Page, fakes: FakeProviders
+):
+    complaints = complaints_of(page)
+    page.goto(patchbay.url + new_session(admin, "echo"))
+    give = """(target, [kind, name, text]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([text], name, { type: "text/plain" }));
+      const event = kind === "drop"
+        ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+        : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+      target.dispatchEvent(event);
+    }"""
+    draft = page.locator("#draft")
+    draft.evaluate(give, ["drop", "dropped.txt", "one"])
+    draft.evaluate(give, ["paste", "pasted.csv", "a,b"])
+    page.locator("#text-files").set_input_files(
+        [{"name": "chosen.md", "mimeType": "text/markdown", "buffer": b"# three\n"}]
+    )
+    chips = page.locator("#files > li")
+    expect(chips).to_have_count(3)
+    chips.nth(1).get_by_label("Remove this file").click()
+    expect(chips).to_have_count(2)
+    send(page, "What do they say?")
+    expect_state(page, "done")
+    expect(chips).to_have_count(0)
+    files = page.locator("#turn-1 details.file")
+    expect(files).to_have_count(2)
+    expect(files.nth(1).locator("pre")).to_be_hidden()
+    files.nth(1).locator("summary").click()
+    expect(files.nth(1).locator("pre")).to_have_text("# three")
+    # One that isn't text is refused by its name, and all stays to be sent.
+    complaints.clear()
+    draft.evaluate(give, ["drop", "what.bin", "\u0000\u0001"])
+    send(page, "And this?")
+    expect(page.locator("#problem")).to_contain_text("“what.bin” isn't a text file.")
+    expect(draft).to_have_value("And this?")
+    expect(chips).to_have_count(1)
 
 
 def test_hostile_texts_stay_texts(patchbay: Patchbay, admin: Client, page: Page):

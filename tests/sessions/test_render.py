@@ -100,7 +100,9 @@ class Checker(HTMLParser):
             if name == "data-lang":
                 assert re.fullmatch(r"[a-z0-9][a-z0-9+#._-]*", value)
             if name == "class":
-                assert re.fullmatch(r"code|table|task|plain|image|footnote|[a-z][a-z0-9]{0,2}", value)
+                assert re.fullmatch(
+                    r"code|table|task|plain|image|footnote|[a-z][a-z0-9]{0,2}", value
+                )
         if tag == "a":
             assert dict(attrs)["target"] == "_blank"
             assert dict(attrs)["rel"] == "noopener noreferrer nofollow"
