@@ -340,11 +340,13 @@ class Agent:
         """All calls of a step at once; the results stand in the order of the calls."""
 
         async def one(call: ToolCall) -> dict[str, Any]:
+            began = time.monotonic()
             if call.raw:
                 text, is_error = "The arguments aren't a JSON object.", True
             else:
                 text, is_error = await self.toolbox.run(call.name, call.args)
             result = {"t": "tool_result", "id": call.id, "name": call.name, "text": text}
+            result["ms"] = round((time.monotonic() - began) * 1000)
             return {**result, "is_error": True} if is_error else result
 
         results = await asyncio.gather(*(one(call) for call in calls))

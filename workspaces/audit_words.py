@@ -66,6 +66,7 @@ WORDS: dict[str, Promise] = {
     "session.stop": _("stopped a reply on"),
     "session.transfer": _("handed over"),
     "session.unshare": _("made a session private"),
+    "session.version": _("asked again in a new session"),
     "tool_server.create": _("added the tool server"),
     "tool_server.delete": _("deleted the tool server"),
     "tool_server.disable": _("switched off the tool server"),

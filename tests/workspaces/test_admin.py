@@ -37,6 +37,7 @@ from sessions.models import (
     Flag,
     Message,
     SearchText,
+    Seen,
     ToolServer,
     Turn,
     UsageDay,
@@ -124,6 +125,7 @@ def make_rows(count, *, start=0):
             message=message, media_type="image/png", name="a.png", width=1, height=1, size=1
         )
         Flag.objects.create(chat=chat, user=user)
+        Seen.objects.create(chat=chat, user=user)
         SearchText.objects.create(chat=chat, text="A title")
         UsageDay.objects.create(
             day=at.date(), workspace=space, connection=connection, person=user, model="small"

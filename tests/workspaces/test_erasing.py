@@ -18,7 +18,7 @@ from django.test import Client
 
 from connections.models import AlertOptOut
 from sessions import keeping
-from sessions.models import Attachment, ChatSession, Flag, Message, SearchText, UsageDay
+from sessions.models import Attachment, ChatSession, Flag, Message, SearchText, Seen, UsageDay
 from tests.builders import (
     PASSWORD,
     add_passkey,
@@ -76,6 +76,7 @@ def everything_of(bob, alice, space, talk):
     theirs = make_talk(space, alice, talk.chat.connection, shared=True)
     Message.objects.filter(pk=theirs.said.pk).update(author=bob)
     Flag.objects.create(chat=theirs.chat, user=bob)
+    Seen.objects.create(chat=theirs.chat, user=bob)
     SearchText.objects.create(chat=talk.chat, message=talk.said, text="hello")
     UsageDay.objects.create(
         day="2026-01-02", workspace=space, person=bob, person_label=bob.email, model="m", turns=3
@@ -136,6 +137,7 @@ def test_nothing_names_the_person_afterwards(client_for, alice, bob, space, talk
     assert not path.exists()
     for model in (
         Flag,
+        Seen,
         SearchText,
         AlertOptOut,
         SocialAccount,
