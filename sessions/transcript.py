@@ -26,7 +26,6 @@ from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
 from connections.sentences import Reason, Sentence, sentence
 from sessions import bus, turns
 from sessions.access import visible_chats
-from sessions.continuing import successors
 from sessions.models import ChatSession, Message, Seen, Turn
 from sessions.reply import Block, blocks_of
 from workspaces.models import Role
