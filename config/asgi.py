@@ -19,13 +19,17 @@ _django = get_asgi_application()
 
 from django.conf import settings  # noqa: E402
 
+from config.fair import FairShare  # noqa: E402
 from config.limits import BodyLimits  # noqa: E402
 from config.static import StaticFiles  # noqa: E402
 from config.threads import RequestThreads  # noqa: E402
 from workspaces import logs  # noqa: E402
 
 _http = StaticFiles(
-    BodyLimits(_django, limit=settings.REQUEST_BODY_LIMIT),
+    FairShare(
+        BodyLimits(_django, limit=settings.REQUEST_BODY_LIMIT),
+        cookie=settings.SESSION_COOKIE_NAME,
+    ),
     root=settings.STATIC_ROOT,
     url=settings.STATIC_URL,
 )

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, task_postrun, task_prerun
+from celery.signals import after_task_publish, beat_init, setup_logging, task_postrun, task_prerun
 
 from workspaces import logs
 
@@ -59,3 +59,14 @@ def leave_the_lines(task_id: str, **kwargs: object) -> None:
 @setup_logging.connect
 def keep_our_logging(**kwargs: object) -> None:
     """Django has configured the logs already; Celery's own set-up would undo it."""
+
+
+@beat_init.connect
+def tell_of_beat(**kwargs: object) -> None:
+    """From now on this process, which is beat's, says at each ring that it is at work."""
+    from sessions import alive
+
+    def rung(**kwargs: object) -> None:
+        alive.tell(alive.BEAT)
+
+    after_task_publish.connect(rung, weak=False)

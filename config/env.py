@@ -51,7 +51,21 @@ def string(name: str, default: str | None = None) -> str | None:
 
 def address(name: str, default: str) -> str:
     """An http or https URL without credentials or a fragment."""
-    value = string(name) or default
+    return _checked_address(name, string(name) or default)
+
+
+def addresses(name: str, default: dict[str, str]) -> dict[str, str]:
+    """Comma-separated `key=URL`, each key one of the default's; set and empty is none."""
+    found = {}
+    for item in items(name, tuple(f"{key}={url}" for key, url in default.items())):
+        key, _, url = item.partition("=")
+        if key not in default:
+            raise BadEnv(f"{name}: use KEY=URL with the keys {', '.join(default)}")
+        found[key] = _checked_address(name, url)
+    return found
+
+
+def _checked_address(name: str, value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         raise BadEnv(f"{name}: use https://host/path, without credentials")

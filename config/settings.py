@@ -54,7 +54,10 @@ if _database_url:
     DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
         "min_size": 1,
         "max_size": env.integer("PATCHBAY_DATABASE_POOL", 20, least=2, most=500),
-        "timeout": 10,
+        "timeout": 5,
+        # The pool's own tries come ever later, up to minutes after the server is back. Given up at
+        # once, each request that comes makes it try anew.
+        "reconnect_timeout": 1,
     }
 else:
     DATABASES = {
@@ -136,6 +139,12 @@ CELERY_TIMEZONE = "UTC"
 EGRESS_ALLOW = env.string("PATCHBAY_EGRESS_ALLOW")
 TOOL_EGRESS_ALLOW = env.string("PATCHBAY_TOOL_EGRESS_ALLOW") or ""
 
+# Model servers that are offered for a connection when they answer: preset → base URL.
+LOCAL_SERVERS = env.addresses(
+    "PATCHBAY_LOCAL_SERVERS",
+    {"ollama": "http://127.0.0.1:11434/v1", "lm-studio": "http://127.0.0.1:1234/v1"},
+)
+
 # Which providers may use the server's own credentials: an operator's decision, "" for none.
 ENVIRONMENT_AUTH = env.chosen(
     "PATCHBAY_ENVIRONMENT_AUTH", among=("anthropic", "openai", "bedrock", "vertex")
@@ -207,6 +216,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "config.middleware.NamedForLogs",
+    "config.middleware.Compressed",
     # What every answer carries, those of the layers below too.
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
@@ -274,12 +284,18 @@ ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_EMAIL_NOTIFICATIONS = False
 PASSWORD_RESET_TIMEOUT = 3600  # seconds
 MFA_ADAPTER = "workspaces.second_factor.Adapter"
-MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_WEBAUTHN_USER_VERIFICATION = "required"  # a stolen key alone is nothing, at any page
+MFA_RATE_LIMITS = {"webauthn_login": "60/m/ip"}  # two requests each; by password: 30
 MFA_TOTP_ISSUER = "Patchbay"
 MFA_FORMS = {
     "authenticate": "workspaces.second_factor.CodeForm",
     "reauthenticate": "workspaces.second_factor.CodeAgainForm",
     "activate_totp": "workspaces.second_factor.ActivateForm",
+    "authenticate_webauthn": "workspaces.passkeys.SecondForm",
+    "reauthenticate_webauthn": "workspaces.passkeys.AgainForm",
+    "add_webauthn": "workspaces.passkeys.AddForm",
+    "edit_webauthn": "workspaces.passkeys.NameForm",
 }
 
 # One OpenID Connect issuer. Who somebody is there is told by issuer and subject, never by the

@@ -13,6 +13,7 @@ import datetime as dt
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -384,14 +385,17 @@ def take_models(
 # -- the list --------------------------------------------------------------------------------------
 
 
-def set_global_default(actor: Actor, connection: Connection) -> None:
-    """Takes the locks of the list."""
+def set_global_default(actor: Actor, connection: Connection) -> Connection | None:
+    """Returns the one that was it before. Takes the locks of the list."""
     with transaction.atomic():
-        row = lock_list().get(connection.pk)
+        rows = lock_list()
+        row = rows.get(connection.pk)
         if row is None:
             raise ValidationError(_("This connection was deleted."))
+        before = next((other for other in rows.values() if other.is_default), None)
         move_default(actor, row)
     connection.is_default = True
+    return before
 
 
 def reorder(actor: Actor, ids: Sequence[uuid.UUID]) -> None:
@@ -409,13 +413,49 @@ def reorder(actor: Actor, ids: Sequence[uuid.UUID]) -> None:
             record(actor, "connection.reorder", ordered[0], order=[row.slug for row in ordered])
 
 
-def move(actor: Actor, connection: Connection, to: int) -> None:
-    """To the place `to` of the list (0 is first; beyond the end is last). Takes the locks of the
-    list."""
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Where a connection stands now (`place` counts from 1), and after which one it stood before:
+    None where it was the first."""
+
+    place: int
+    total: int
+    stood_after: Connection | None
+
+
+def move(
+    actor: Actor,
+    connection: Connection,
+    to: int | None = None,
+    *,
+    by: int = 0,
+    before: str = "",
+    after: str = "",
+) -> Moved:
+    """To the place `to` of the list (0 is first; beyond the end is last), or `by` so many places,
+    or right `before` or `after` the connection with that slug. Reads the places under the locks of
+    the list, which it takes: of two admins' moves each finds what the other left."""
     with transaction.atomic():
-        others = [pk for pk in lock_list() if pk != connection.pk]
-        others.insert(max(0, to), connection.pk)
-        reorder(actor, others)
+        rows = list(lock_list().values())
+        here = next((n for n, row in enumerate(rows) if row.pk == connection.pk), None)
+        if here is None:
+            raise ValidationError(_("This connection was deleted."))
+        stood_after = rows[here - 1] if here else None
+        moved = rows.pop(here)
+        if before or after:
+            named = next((n for n, row in enumerate(rows) if row.slug == (before or after)), None)
+            if named is None:
+                raise ValidationError(
+                    _("The list was changed meanwhile. Look at it again, then move “%(name)s”.")
+                    % {"name": moved.name}
+                )
+            to = named if before else named + 1
+        elif to is None:
+            to = here + by
+        place = min(max(0, to), len(rows))
+        rows.insert(place, moved)
+        reorder(actor, [row.pk for row in rows])
+    return Moved(place + 1, len(rows), stood_after)
 
 
 # -- the parts -------------------------------------------------------------------------------------

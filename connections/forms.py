@@ -232,7 +232,7 @@ class ConnectionForm(Problems, forms.Form):
             **(initial or {}),
         }
         if connection is not None:
-            start |= _stored(connection)
+            start |= stored_values(connection)
         if data is not None and not bind:
             start |= _typed(data)
         super().__init__(data if bind else None, initial=start)
@@ -535,7 +535,7 @@ class SecretForm(forms.Form):
         return candidates.HEADERS in self.fields and len(self.fields) > 1
 
 
-def _stored(connection: Connection) -> dict[str, Any]:
+def stored_values(connection: Connection) -> dict[str, Any]:
     """A connection's fields as the form shows them; no secret among them."""
     images = {True: "true", False: "false", None: ""}
     return {

@@ -508,7 +508,10 @@ class ProbeResult(orm.Model):
         verbose_name = _("probe")
         verbose_name_plural = _("probes")
         ordering = ["-started_at"]
-        indexes = [orm.Index(fields=["connection", "-started_at"], name="probe_by_connection")]
+        indexes = [
+            orm.Index(fields=["connection", "-started_at"], name="probe_by_connection"),
+            orm.Index(fields=["-started_at"], name="probe_newest_first"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.connection_id} {self.started_at:%Y-%m-%d %H:%M}"

@@ -270,7 +270,10 @@ async def probe(connection_id: uuid.UUID, *, force: bool = False) -> ProbeResult
             return None
         connection, result = taken
         upto = Rung.MODELS if result.trigger == SCHEDULE else Rung.STREAM
-        results = await climb(subject_of(connection), upto=upto)
+        # What somebody waits for is shown rung by rung; the schedule's writes once.
+        watched = result.trigger != SCHEDULE
+        tell = functools.partial(db, _tell, result) if watched else None
+        results = await climb(subject_of(connection), upto=upto, tell=tell)
         return await db(_write_down, connection, result, results)
 
 
@@ -298,8 +301,15 @@ def _take(
             result = ProbeResult(connection=connection, trigger=trigger)
         result.started_at = now
         result.revision = connection.revision
+        result.rungs = []  # of a worker that died on the way
         result.save()
     return connection, result
+
+
+def _tell(result: ProbeResult, results: list[RungResult]) -> None:
+    """Shows how far a probe has climbed."""
+    rungs = [rung.as_json() for rung in results]
+    ProbeResult.objects.filter(pk=result.pk, finished_at=None).update(rungs=rungs)
 
 
 def _write_down(
