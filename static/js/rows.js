@@ -26,15 +26,15 @@ function lift(handle, pointer = null) {
 }
 
 // The others move around the row: it keeps the focus and the finger.
-function place(index) {
+function place(row, index) {
   const order = rows();
-  const at = order.indexOf(lifted.row);
+  const at = order.indexOf(row);
   const passed = index > at ? order.slice(at + 1, index + 1) : order.slice(index, at);
-  const tops = passed.map((row) => row.offsetTop);
-  if (index > at) lifted.row.before(...passed);
-  else lifted.row.after(...passed);
+  const tops = passed.map((one) => one.offsetTop);
+  if (index > at) row.before(...passed);
+  else row.after(...passed);
   if (calm.matches) return;
-  passed.forEach((row, n) => row.animate({ translate: [`0 ${tops[n] - row.offsetTop}px`, "0 0"] }, { duration: 120, easing: "ease-out" }));
+  passed.forEach((one, n) => one.animate({ translate: [`0 ${tops[n] - one.offsetTop}px`, "0 0"] }, { duration: 120, easing: "ease-out" }));
 }
 
 function letGo() {
@@ -46,7 +46,7 @@ function letGo() {
 }
 
 function putBack() {
-  place(lifted.order.indexOf(lifted.row));
+  place(lifted.row, lifted.order.indexOf(lifted.row));
   if (lifted.pointer === null) say("back");
   letGo();
 }
@@ -59,15 +59,15 @@ function putDown() {
   handle.addEventListener("htmx:afterRequest", ({ detail }) => {
     if (detail.successful) return;
     // What went wrong is said by a toast; the rows stand as they are stored.
-    form()?.removeAttribute("aria-busy");
-    order[0].parentElement?.append(...order);
+    form().removeAttribute("aria-busy");
+    place(row, order.indexOf(row));
   }, { once: true });
   htmx.ajax("POST", `${row.querySelector(".row-title").pathname}order/`, {
     source: handle,
     target: "#connections",
     swap: "outerHTML",
     values: next ? { before: slugOf(next) } : { after: slugOf(last) },
-  });
+  }).catch(() => {}); // said by ui.js
 }
 
 // By pointer: held down on the handle.
@@ -85,7 +85,7 @@ function follow() {
   const table = lifted.row.closest("table").getBoundingClientRect().top;
   const others = rows().filter((row) => row !== lifted.row);
   const above = others.filter((row) => lifted.y > table + row.offsetTop + row.offsetHeight / 2);
-  if (rows().indexOf(lifted.row) !== above.length) place(above.length);
+  if (rows().indexOf(lifted.row) !== above.length) place(lifted.row, above.length);
 }
 
 document.addEventListener("pointermove", (event) => {
@@ -133,7 +133,7 @@ document.addEventListener("keydown", (event) => {
   const to = { ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: last }[event.key];
   if (to === undefined) return;
   event.preventDefault();
-  place(Math.min(Math.max(to, 0), last));
+  place(lifted.row, Math.min(Math.max(to, 0), last));
   say("moved");
   lifted.row.scrollIntoView({ block: "nearest" });
 });
