@@ -12,7 +12,7 @@ let lifted = null; // the row, the order before, the first row's place, and the 
 
 function say(kind) {
   const place = lifted.first + rows().indexOf(lifted.row);
-  const text = form().dataset[kind].replace("{name}", lifted.row.dataset.name).replace("{place}", place);
+  const text = form().dataset[`say${kind}`].replace("{name}", lifted.row.dataset.name).replace("{place}", place);
   document.getElementById("order-said").textContent = text;
 }
 
@@ -22,7 +22,7 @@ function lift(handle, pointer = null) {
   lifted = { row, handle, order, pointer, first: Number(order[0].dataset.place) };
   row.dataset.lifted = "";
   handle.setAttribute("aria-pressed", "true");
-  if (pointer === null) say("lifted");
+  if (pointer === null) say("Lifted");
 }
 
 // The others move around the row: it keeps the focus and the finger.
@@ -47,7 +47,7 @@ function letGo() {
 
 function putBack() {
   place(lifted.row, lifted.order.indexOf(lifted.row));
-  if (lifted.pointer === null) say("back");
+  if (lifted.pointer === null) say("Back");
   letGo();
 }
 
@@ -77,7 +77,7 @@ document.addEventListener("pointerdown", (event) => {
   event.preventDefault(); // selects no text
   handle.focus({ preventScroll: true });
   lift(handle, event.pointerId);
-  lifted.y = event.clientY;
+  lifted.y = lifted.from = event.clientY;
   requestAnimationFrame(scroll);
 });
 
@@ -98,7 +98,9 @@ document.addEventListener("pointermove", (event) => {
 const EDGE = 64; // pixels
 function scroll() {
   if (!lifted || lifted.pointer === null) return;
-  const by = lifted.y < EDGE ? lifted.y - EDGE : Math.max(0, lifted.y - innerHeight + EDGE);
+  const { y, from } = lifted;
+  // Not for a row that was taken up there and is carried away from it.
+  const by = y < from ? Math.min(0, y - EDGE) : y > from ? Math.max(0, y - innerHeight + EDGE) : 0;
   if (by) {
     scrollBy(0, by / 4);
     follow();
@@ -134,7 +136,7 @@ document.addEventListener("keydown", (event) => {
   if (to === undefined) return;
   event.preventDefault();
   place(lifted.row, Math.min(Math.max(to, 0), last));
-  say("moved");
+  say("Moved");
   lifted.row.scrollIntoView({ block: "nearest" });
 });
 document.addEventListener("focusout", (event) => {
