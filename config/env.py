@@ -1,4 +1,5 @@
-"""Values from the environment. Every reader takes `NAME` or the file that `NAME_FILE` names.
+"""Values from the environment. Every reader takes `NAME` or the file that `NAME_FILE` names, never
+both.
 
 A refusal (`BadEnv`) names the variable and the values it accepts, never the value it got: it may be
 a secret in the wrong place.
@@ -27,9 +28,14 @@ def asked() -> frozenset[str]:
 
 def _raw(name: str) -> str | None:
     _asked.add(name)
-    if (value := os.environ.get(name)) is not None:
+    value, path = os.environ.get(name), os.environ.get(f"{name}_FILE")
+    if value is not None and path:
+        raise BadEnv(
+            f"{name} and {name}_FILE are both set: which one counts? Leave one of them out"
+        )
+    if value is not None:
         return value
-    if path := os.environ.get(f"{name}_FILE"):
+    if path:
         try:
             return Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:

@@ -104,7 +104,7 @@ def create(
     """
     unknown = sync.with_mode(unknown_fields or {}, models_synced)
     values = _cleaned(data)
-    secret_values, header_values = _cleaned_secrets(values["auth_type"], secret, headers)
+    secret_values, header_values = cleaned_secrets(values["auth_type"], secret, headers)
     _check_address(values["base_url"], resolve=resolve)
     typed_slug = values.pop("slug")
     while True:
@@ -174,7 +174,7 @@ def update(
     with transaction.atomic():
         row = lock_connection(connection)
         values = _cleaned(_merged(row, changes))
-        secret_values, header_values = _cleaned_secrets(values["auth_type"], secret, headers)
+        secret_values, header_values = cleaned_secrets(values["auth_type"], secret, headers)
         if values.pop("slug") != row.slug:
             raise ValidationError({"slug": [_("The slug of a connection never changes.")]})
         changed = [name for name, value in values.items() if getattr(row, name) != value]
@@ -214,9 +214,10 @@ def update(
             destroy_secret(actor, row, stored[purpose])
         if _takes_no_secret(row) and Secret.Purpose.AUTH in stored:
             destroy_secret(actor, row, stored[Secret.Purpose.AUTH])
-        if secret_values or before != row.binding:
-            # It was entered for another destination, or this one is the newer.
-            discard_candidate(actor, row, "replaced" if secret_values else "edited")
+        if new_secrets:
+            # It was entered for another destination, or these are the newer.
+            is_newer = bool(secret_values) or header_values is not None
+            discard_candidate(actor, row, "replaced" if is_newer else "edited")
         if secret_values:
             store_secret(actor, row, Secret.Purpose.AUTH, secret_values)
         if header_values:
@@ -485,7 +486,7 @@ def _cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
     return result.values
 
 
-def _cleaned_secrets(
+def cleaned_secrets(
     auth_type: str, secret: Mapping[str, Any] | None, headers: Any
 ) -> tuple[dict[str, str], dict[str, str] | None]:
     """The secret's fields, {} for none given; the headers, None for not given."""

@@ -208,21 +208,23 @@ def refresh_models_due() -> None:
 
 @shared_task
 def send_alerts() -> None:
-    """Hands over the messages that tell of failing connections, when some are due."""
+    """Hands over the messages of the alerts, when some are due."""
     if alerts.anything_due():
         get_runtime().submit(alerts.send_due(), name="alerts")
 
 
 @shared_task
 def prune() -> None:
-    """Drops old probes, alerts but a connection's newest, attempts to sign in long over, new
-    secrets that nobody promoted, and tombstones that nothing needs. Tells of old secrets."""
+    """Drops old probes, alerts but the newest of a connection's health, attempts to sign in long
+    over, new secrets that nobody promoted, and tombstones that nothing needs. Tells of old secrets.
+    """
     now = timezone.now()
     ProbeResult.objects.filter(started_at__lt=now - HISTORY).delete()
     newer = Alert.objects.filter(
         connection=OuterRef("connection"), at__gt=OuterRef("at"), state__in=alerts.HEALTH
     )
-    Alert.objects.filter(Exists(newer), at__lt=now - HISTORY).delete()
+    old = Alert.objects.filter(at__lt=now - HISTORY)
+    old.filter(Exists(newer) | ~Q(state__in=alerts.HEALTH)).delete()
     SignIn.objects.filter(expires_at__lt=now - SIGN_INS_KEPT).delete()
     candidates.discard_expired()
     alerts.remind_of_age()
@@ -367,7 +369,7 @@ async def check(connection_id: uuid.UUID) -> None:
         if taken.values is None:
             subject = Subject(fault=Reason.SEALED)
         else:
-            subject = subject_of(taken.connection, secret=taken.values)
+            subject = subject_of(taken.connection, secret=taken.secret, headers=taken.headers)
         tell = functools.partial(db, candidates.note, taken)
         results = await climb(subject, tell=tell)
         later = CHECK_EVERY * random.uniform(0.8, 1.2)  # noqa: S311

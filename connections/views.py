@@ -45,7 +45,7 @@ from connections.sentences import sentence
 from workspaces.models import Role
 from workspaces.permissions import need_instance_admin, workspace_for
 
-PER_PAGE = 40
+PER_PAGE = 30
 
 
 class SeeOther(HttpResponseRedirect):
@@ -291,22 +291,28 @@ def ai_settings(request: HttpRequest, workspace: str) -> HttpResponse:
     slug: which one would be used if that one were disabled."""
     access = workspace_for(request, workspace)
     among = Candidates.of(access.workspace)
-    open_to = [connection for connection in among.connections if among.accessible(connection)]
+    visible = Connection.objects.visible_to(access.workspace)
+    open_to = list(visible.values_list("pk", "slug", "name"))
     page = Paginator(open_to, PER_PAGE).get_page(request.GET.get("page"))
-    cards = display.cards(among, page.object_list)
+    cards = display.cards(among, among.load(key for key, _slug, _name in page.object_list))
     problems = {card.connection.pk: card.problem for card in cards}
     default = next((row.connection_id for row in among.rows.values() if row.is_default), None)
     resolution = resolve(access.workspace, among=among)
     # Only a connection that is seen here can be asked about.
     slug = request.GET.get("without", "")
-    asked = next((connection for connection in open_to if connection.slug == slug), None)
+    asked_for = next((one[0] for one in open_to if one[1] == slug), None)
+    asked = among.get(asked_for) if asked_for else None
     context = {
         "access": access,
         "workspace": access.workspace,
         "page": page,
         "cards": cards,
+        "choices": [one[1:] for one in open_to],
         # Whose secret isn't opened for this page has no problem told.
-        "choices": [(one, problems.get(one.pk)) for one in open_to],
+        "choices_told": [
+            (slug, f"{name} ({problem.title})" if (problem := problems.get(key)) else name)
+            for key, slug, name in open_to
+        ],
         "default": among.get(default) if default else None,
         "may_change": access.has(Role.ADMIN),
         "trace": [rung for rung in resolution.trace_for(access) if rung.rule is not Rule.SESSION],
@@ -376,7 +382,7 @@ def _detail_page(
         "sign_in": display.SignInShown.of(connection, request.user),
         "shown": display.CandidateShown.of(connection),
         "age": display.SecretAge.of(connection),
-        "takes_secret": candidates.takes_secret(connection),
+        "replaceable": candidates.takes_secret(connection) and any(connection.secrets.all()),
         "live": live_on(connection.pk, request.user),
         "standing": budgets.standing_of(connection),
     }

@@ -207,6 +207,9 @@ addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
   for (const form of document.querySelectorAll("form[data-sending]")) {
     delete form.dataset.sending;
+    // Pressed after a look back, it is meant as another one.
+    const key = form.querySelector("[name=client_key]");
+    if (key) key.value = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
     form.querySelector("[aria-busy]")?.removeAttribute("aria-busy");
   }
 });

@@ -40,6 +40,8 @@ NO_PAGES = {
     *("mfa_download_recovery_codes", "mfa_view_recovery_codes", "mfa_index"),
     *("mfa_activate_totp", "mfa_deactivate_totp", "mfa_generate_recovery_codes"),
     *("mfa_authenticate", "mfa_reauthenticate"),  # asked in the midst of signing in
+    *("mfa_add_webauthn", "mfa_edit_webauthn", "mfa_remove_webauthn"),  # e2e/test_passkeys.py
+    "mfa_reauthenticate_webauthn",
     *("account_sso_callback", "account_reset_password_from_key", "workspaces:sign_in_link"),
     *("workspaces:setup", "workspaces:home", "account_signup"),
     "members:accept",  # by its token, below

@@ -130,6 +130,13 @@ class FakeProviders:
             if name != "json_body"
         }
 
+    def go_away(self) -> None:
+        """Every connection is reset, new ones are refused, until `come_back`."""
+        self.on_loop(self._app.server.stop())
+
+    def come_back(self) -> None:
+        self.on_loop(self._app.start(int(self.url.rpartition(":")[2])))
+
     def hold(self, text: str) -> None:
         """The model `held` waits when this is what was said last, until `release`."""
         self._ask(lambda: self._app.held.add(text))
