@@ -15,6 +15,8 @@ from django.middleware.gzip import GZipMiddleware, re_accepts_gzip
 from django.utils.cache import patch_vary_headers
 from django.utils.translation import gettext as _
 
+from workspaces.logs import route_of
+
 GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
 
 
@@ -69,6 +71,18 @@ class RequestLimits(_Both):
         if "%00" in request.META.get("QUERY_STRING", ""):
             return HttpResponse(_("This address can't be read."), status=400)
         return None
+
+
+class NamedForLogs(_Both):
+    """Leaves at the connection what the request's line names: its route and its session."""
+
+    def after(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        if (scope := getattr(request, "scope", None)) is not None and request.resolver_match:
+            known = {"route": route_of(request)}
+            if (chat := request.resolver_match.kwargs.get("chat_id")) is not None:
+                known["session_id"] = str(chat)
+            scope["patchbay"] = known
+        return response
 
 
 class PrivatePages(_Both):

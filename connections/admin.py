@@ -347,7 +347,7 @@ class AlertSettingsAdmin(ReadOnly, admin.ModelAdmin):
 
     list_display = ("failures", "by_mail", "webhook_origin", "mail_sent_at", "webhook_sent_at")
     fields = (
-        *("failures", "by_mail", "webhook_origin", "mail_sent_at", "mail_error"),
+        *("failures", "of_budgets", "by_mail", "webhook_origin", "mail_sent_at", "mail_error"),
         *("webhook_sent_at", "webhook_error"),
     )
 
@@ -365,13 +365,19 @@ class AlertOptOutAdmin(ReadOnly, admin.ModelAdmin):
 
 @admin.register(Alert)
 class AlertAdmin(ReadOnly, admin.ModelAdmin):
-    list_display = ("at", "connection", "state", "error_kind", "since", "mail", "webhook")
+    list_display = (
+        *("at", "connection", "workspace", "state", "error_kind", "limit", "since", "mail"),
+        "webhook",
+    )
     list_filter = ("state", ErrorFilter, "mail", "webhook", ("connection", FewChoices))
-    list_select_related = ("connection",)
-    search_fields = ("connection__name", "connection__slug")
+    list_select_related = ("connection", "workspace")
+    search_fields = ("connection__name", "connection__slug", "workspace__name")
     date_hierarchy = "at"
     show_full_result_count = False
-    fields = ("connection", "at", "state", "since", "error_kind", "mail", "webhook")
+    fields = (
+        *("connection", "workspace", "at", "state", "since", "error_kind", "limit", "mail"),
+        "webhook",
+    )
 
 
 @admin.register(Budget)

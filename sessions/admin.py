@@ -18,6 +18,7 @@ from sessions.models import (
     Flag,
     Message,
     SearchText,
+    Seen,
     ToolServer,
     Turn,
     UsageDay,
@@ -160,6 +161,15 @@ class FlagAdmin(ReadOnly, admin.ModelAdmin):
     search_fields = ("chat__title", "user__email")
     show_full_result_count = False
     fields = ("chat", "user")
+
+
+@admin.register(Seen)
+class SeenAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("chat", "user", "number")
+    list_select_related = ("chat", "user")
+    search_fields = ("chat__title", "user__email")
+    show_full_result_count = False
+    fields = ("chat", "user", "number")
 
 
 @admin.register(SearchText)

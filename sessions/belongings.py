@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from django.db.models import Count, F, Min, Q, Sum
 
 from sessions import keeping
-from sessions.models import Attachment, ChatSession, Flag, Message, UsageDay
+from sessions.models import Attachment, ChatSession, Flag, Message, Seen, UsageDay
 from workspaces import people
 from workspaces.models import User, Workspace
 from workspaces.registry import COUNTED, Expiring, Holdings, Keeper
@@ -49,9 +49,11 @@ class Sessions(Keeper):
         return [(person, counts[person.pk]) for person in found]
 
     def hand_over(self, workspace: Workspace, giver: User, receiver: User) -> int:
-        """Two statements, whatever the number. Open pages hear of it at their next look."""
+        """Three statements, whatever the number. Open pages hear of it at their next look."""
         chats = ChatSession.objects.filter(workspace=workspace, owner=giver, doomed_at=None)
-        Flag.objects.filter(chat__in=chats.filter(shared=False)).exclude(user=receiver).delete()
+        private = chats.filter(shared=False)
+        for model in (Flag, Seen):
+            model.objects.filter(chat__in=private).exclude(user=receiver).delete()
         return chats.update(owner=receiver, version=F("version") + 1)
 
     def erase_some(self, person: User, *, seconds: float) -> int:
@@ -61,9 +63,10 @@ class Sessions(Keeper):
         return keeping.delete_doomed(owner=person, seconds=seconds)
 
     def forget(self, person: User) -> None:
-        flags = Flag.objects.filter(user=person)
-        while some := list(flags.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]):
-            Flag.objects.filter(pk__in=some).delete()
+        for model in (Flag, Seen):
+            marks = model.objects.filter(user=person)
+            while some := list(marks.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]):
+                model.objects.filter(pk__in=some).delete()
         UsageDay.objects.filter(person=person).update(person_label="Deleted person")
 
     def expiring(self, workspace: Workspace, days: int) -> Expiring:

@@ -18,6 +18,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from connections.models import Connection
+from sessions.textfiles import ShownFile, files_of
 from workspaces.fields import SealedField
 from workspaces.models import Workspace
 
@@ -117,6 +118,25 @@ class Flag(models.Model):
         verbose_name_plural = _("flags")
         constraints = [
             models.UniqueConstraint(fields=["user", "chat"], name="one_flag_a_person_and_session")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.chat_id}"
+
+
+class Seen(models.Model):
+    """How far a person has followed a session: the last turn whose end they have seen."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    chat = models.ForeignKey(ChatSession, models.CASCADE, related_name="seen")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    number = models.PositiveIntegerField(_("last turn"), default=0)
+
+    class Meta:
+        verbose_name = _("what was seen")
+        verbose_name_plural = _("what was seen")
+        constraints = [
+            models.UniqueConstraint(fields=["user", "chat"], name="seen_once_a_person_and_session")
         ]
 
     def __str__(self) -> str:
@@ -270,6 +290,11 @@ class Message(models.Model):
 
     def __str__(self) -> str:
         return f"{self.role} {self.seq}"
+
+    @property
+    def files(self) -> list[ShownFile]:
+        """The text files that were sent with it."""
+        return files_of(self.parts)
 
 
 class SearchText(models.Model):

@@ -26,7 +26,7 @@ from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
 from connections.sentences import Reason, Sentence, sentence
 from sessions import bus, turns
 from sessions.access import visible_chats
-from sessions.models import ChatSession, Message, Turn
+from sessions.models import ChatSession, Message, Seen, Turn
 from sessions.reply import Block, blocks_of
 from workspaces.models import Role
 from workspaces.permissions import Access
@@ -65,6 +65,8 @@ class ShownTurn:
     seam: bool = False  # what stands before this turn no longer reaches the model
     auth_type: str = ""  # of the session's connection
     follows: str = ""  # "before" or "after" it the session goes on from another one
+    is_news: bool = False  # the first one that the person hasn't seen to its end
+    versions: Sequence[ChatSession] = ()  # in which it was asked again
 
     @property
     def problem(self) -> Sentence | None:
@@ -79,6 +81,10 @@ class ShownTurn:
         if turn.started_at is None or turn.ended_at is None:
             return None
         return (turn.ended_at - turn.started_at).total_seconds() * 1000
+
+    @property
+    def can_regenerate(self) -> bool:
+        return self.is_last and self.turn.state == Turn.State.DONE
 
     @property
     def can_retry(self) -> bool:
@@ -168,6 +174,18 @@ class Transcript:
     def seam(self) -> int:
         """The number of the turn before which nothing reaches the model any more; 0: all does."""
         return _seam([shown.turn for shown in self.turns])
+
+    @cached_property
+    def seen(self) -> int:
+        """The last turn whose end the person has seen; -1: they never looked. One query."""
+        seen = Seen.objects.filter(chat=self.chat, user=self.access.user)
+        return next(iter(seen.values_list("number", flat=True)), -1)
+
+    def mark_unseen(self) -> None:
+        """Where a line says what is new: not where nothing was seen before, nor at what runs."""
+        after = [shown for shown in self.turns if shown.turn.number > self.seen > 0]
+        if after and not after[0].turn.is_active:
+            after[0].is_news = True
 
     @property
     def state(self) -> str:
@@ -310,11 +328,23 @@ class Transcript:
         mine = visible_chats(self.access).select_related("workspace", "connection")
         return mine.filter(pk=self.chat.continued_from_id).first()
 
-    @cached_property
+    @property
+    def is_version(self) -> bool:
+        """Whether what it came from was asked again here, rather than continued elsewhere."""
+        came_from = self.came_from
+        return came_from is not None and came_from.connection_id == self.chat.connection_id
+
+    @property
     def continuations(self) -> list[ChatSession]:
-        """The sessions that continue this one, as far as the person may read them. One query."""
+        """The sessions that continue this one on another connection."""
+        return [one for one in self.heirs if one.connection_id != self.chat.connection_id]
+
+    @cached_property
+    def heirs(self) -> list[ChatSession]:
+        """The newest sessions that came from this one, as far as the person may read them, oldest
+        first. One query."""
         mine = visible_chats(self.access).select_related("workspace", "connection")
-        return list(mine.filter(continued_from=self.chat).order_by("created_at")[:10])
+        return list(mine.filter(continued_from=self.chat).order_by("-created_at")[:30])[::-1]
 
     @property
     def refusal(self) -> str:
@@ -408,7 +438,13 @@ def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0)
     growing = next((m.message for t in shown for m in t.messages if m.is_growing), None)
     cursor = newest if growing is None else (growing.cursor or "0-0")
     waiting = [] if before else list(turns.waiting(chat))
-    return Transcript(chat, access, cursor, shown, waiting, older)
+    transcript = Transcript(chat, access, cursor, shown, waiting, older)
+    for heir in transcript.heirs:
+        if heir.connection_id == chat.connection_id:
+            for one in shown:
+                if one.turn.number == heir.continued_turns + 1:
+                    one.versions = [*one.versions, heir]
+    return transcript
 
 
 def _shown(page: Sequence[Turn]) -> list[ShownTurn]:

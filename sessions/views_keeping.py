@@ -25,7 +25,7 @@ from sessions import export, keeping, search, turns
 from sessions.access import owned_chat, readable_chat, transferable_chat, visible_chats
 from sessions.keeping import Sharing
 from sessions.models import ChatSession, Flag, SearchText, Turn
-from sessions.views import answer, back_to
+from sessions.views import answer, back_to, number_of
 from workspaces import people
 from workspaces.forms import LongSelect
 from workspaces.models import Role
@@ -45,6 +45,7 @@ class Filter(forms.Form):
         ("mine", gettext_lazy("Mine")),
         ("shared", gettext_lazy("Shared by colleagues")),
         ("flagged", gettext_lazy("Flagged")),
+        ("unseen", gettext_lazy("Unread")),
         ("working", gettext_lazy("Working")),
         ("archived", gettext_lazy("Archived")),
     )
@@ -85,6 +86,8 @@ class Filter(forms.Form):
             chats = chats.exclude(owner=user)
         elif data["show"] == "flagged":
             chats = chats.filter(flags__user=user)
+        elif data["show"] == "unseen":
+            chats = chats.filter(keeping.unseen_by(user))
         elif data["show"] == "working":
             chats = chats.filter(turns__state__among=Turn.ACTIVE)
         if data["connection"]:
@@ -132,6 +135,8 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     """The workspace's sessions that the person may read, newest first. Queries: constant."""
     access = workspace_for(request, workspace)
     form = Filter(request.GET, access=access)
+    if request.htmx and (listed := request.GET.getlist("of")):
+        return _states(request, access, listed)
     is_valid = form.is_valid()
     chats = form.chats() if is_valid else ChatSession.objects.none()
     query = form.cleaned_data.get("q", "") if is_valid else ""
@@ -142,9 +147,8 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     page = Paginator(chats.values_list("pk", flat=True), PAGE).get_page(request.GET.get("page"))
     keys = list(page)
     chats = ChatSession.objects.filter(pk__in=keys).select_related("owner", "connection")
-    shown = chats.annotate(
-        active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)),
-        flagged=Exists(Flag.objects.filter(chat=OuterRef("pk"), user=access.user)),
+    shown = _with_state(chats, access).annotate(
+        flagged=Exists(Flag.objects.filter(chat=OuterRef("pk"), user=access.user))
     )
     hits = [found[key] for key in keys if key in found]
     givers = {access.user.pk} if access.has(Role.MEMBER) else set()
@@ -182,6 +186,27 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     return remember(request, page_shown, access.workspace)
 
 
+def _with_state(chats: QuerySet[ChatSession], access: Access) -> QuerySet[ChatSession]:
+    return chats.annotate(
+        active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)),
+        unseen=keeping.unseen_by(access.user),
+    )
+
+
+def _states(request: HttpRequest, access: Access, shown: list[str]) -> HttpResponse:
+    """The state of the sessions that an open list shows. One query."""
+    ids = [key for key in map(_uuid, shown[:PAGE]) if key is not None]
+    chats = _with_state(visible_chats(access).filter(pk__in=ids), access)
+    return render(request, "sessions/list.html#states", {"chats": chats, "oob": True})
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
+
+
 def _urlencode(kept: dict[str, Any]) -> str:
     query = QueryDict(mutable=True)
     query.update(kept)
@@ -205,6 +230,14 @@ def chat_flag(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
     chat = readable_chat(request, workspace, chat_id)
     keeping.flag(chat, request.user, request.POST.get("flag") == "true")
     return _to_list(request, chat)
+
+
+@require_POST
+def chat_seen(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """`turn` = the number of the last turn whose end the person has before their eyes."""
+    chat = readable_chat(request, workspace, chat_id)
+    keeping.see(chat, request.user, number_of(request.POST.get("turn", "")))
+    return HttpResponse(status=204)
 
 
 @require_POST

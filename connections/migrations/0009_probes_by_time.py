@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('connections', '0007_budgets'),
+        ('connections', '0008_budget_alerts'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
