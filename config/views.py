@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from config import patterns as patterns_data
 from sessions import alive
+from workspaces import logs
 from workspaces.permissions import need_instance_admin
 
 logger = logging.getLogger(__name__)
@@ -91,20 +92,25 @@ def metrics(request: HttpRequest) -> HttpResponse:
     return HttpResponse(figures.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def _error(request: HttpRequest, template: str, status: int) -> HttpResponse:
+    """A fixed text, with the id under which the log has the rest."""
+    return render(request, template, {"request_id": logs.request_id()}, status=status)
+
+
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    return render(request, "400.html", status=400)
+    return _error(request, "400.html", 400)
 
 
 def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    return render(request, "403.html", status=403)
+    return _error(request, "403.html", 403)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    return render(request, "403_csrf.html", status=403)
+    return _error(request, "403_csrf.html", 403)
 
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    return render(request, "404.html", status=404)
+    return _error(request, "404.html", 404)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
@@ -114,7 +120,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
     if isinstance(fault, (OperationalError, InterfaceError)) or (
         isinstance(fault, OSError) and fault.errno in NO_ROOM
     ):
-        response = render(request, "503.html", status=503)
+        response = _error(request, "503.html", 503)
         response.headers["Retry-After"] = "5"
         return response
-    return render(request, "500.html", status=500)
+    return _error(request, "500.html", 500)

@@ -58,6 +58,7 @@ from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
 
 logger = logging.getLogger(__name__)
+_ended = logging.getLogger("patchbay.turns")  # a line a turn, for machines
 
 MAX_STEPS = 25
 MAX_SECONDS = 15 * 60.0
@@ -96,6 +97,7 @@ class Agent:
         self.live, self.runtime, self.writer = live, runtime, writer
         self.turn, self.token = live.turn, live.token
         self.chat_id = str(live.turn.chat_id)
+        self.began = time.monotonic()
         self.cost: Decimal | None = None
         self.number = 0  # of the step that runs, with its reply and that one's row
         self.reply: Reply
@@ -138,12 +140,12 @@ class Agent:
             else:
                 await self._end(Turn.State.DONE)
         except turns.LeaseLost:
-            logger.info("turn %s: the lease is somebody else's", self.turn.pk)
+            logger.info("the lease of a turn is somebody else's")
         except (OperationalError, InterfaceError) as error:
             # The end can't be written either; the lease runs out, and a sweep writes it.
-            logger.error("turn %s is given up (%s)", self.turn.pk, type(error).__name__)
+            logger.error("a turn is given up (%s)", type(error).__name__)
         except Exception:
-            logger.exception("turn %s failed", self.turn.pk)
+            logger.exception("a turn failed")
             with contextlib.suppress(turns.LeaseLost):
                 await self._end(Turn.State.FAILED, error_kind=Reason.INTERNAL.value)
 
@@ -338,11 +340,13 @@ class Agent:
         """All calls of a step at once; the results stand in the order of the calls."""
 
         async def one(call: ToolCall) -> dict[str, Any]:
+            began = time.monotonic()
             if call.raw:
                 text, is_error = "The arguments aren't a JSON object.", True
             else:
                 text, is_error = await self.toolbox.run(call.name, call.args)
             result = {"t": "tool_result", "id": call.id, "name": call.name, "text": text}
+            result["ms"] = round((time.monotonic() - began) * 1000)
             return {**result, "is_error": True} if is_error else result
 
         results = await asyncio.gather(*(one(call) for call in calls))
@@ -387,6 +391,9 @@ class Agent:
             turns.end, self.turn, self.token, state, reply=partial, cost=self.cost, **why
         )
         self.writer.forget(self.chat_id)
+        milliseconds = round(1000 * (time.monotonic() - self.began))
+        ended = {"state": str(state), "error": why.get("error_kind", ""), "ms": milliseconds}
+        _ended.info("turn", extra={"fields": ended})
         if state in (Turn.State.DONE, Turn.State.FAILED) and self.turn.chat.connection_id:
             await self.runtime.db(
                 record_turn_outcome,

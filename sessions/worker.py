@@ -21,7 +21,7 @@ from sessions import alive, search, turns
 from sessions.agent import Agent, Live
 from sessions.bus import Writer
 from sessions.reply import text_of
-from workspaces import audit_chain
+from workspaces import audit_chain, logs
 from workspaces.egress import close_clients
 from workspaces.runtime import Runtime, get_runtime
 
@@ -78,7 +78,8 @@ class Crew:
         live = Live(turn, turn.lease_token)
         self.live[live.token] = live
         self.start()
-        self.runtime.submit(self._run(live), name=f"turn {turn.pk}")
+        with logs.about(session_id=turn.chat_id, turn_id=turn.pk):  # the coroutine inherits it
+            self.runtime.submit(self._run(live), name="turn")
         return True
 
     async def _run(self, live: Live) -> None:

@@ -62,9 +62,9 @@ def _places() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[str]:
-    """The DATABASE_URL of an empty database on a server that ends, and is removed, afterwards."""
-    with server() as running:
+def cluster(keep: Path | None = None) -> Iterator[str]:
+    """The DATABASE_URL of `server`."""
+    with server(keep) as running:
         yield running.url
 
 
@@ -93,35 +93,40 @@ class Server:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[Server]:
-    """A running one, with an empty database; it ends, and is removed, afterwards."""
+def server(keep: Path | None = None) -> Iterator[Server]:
+    """A running one, with an empty database; it ends, and is removed, afterwards. In a folder to
+    `keep` it stays as it is, for the next call."""
     binaries = find_binaries()
     account = _account()
-    folder = Path(tempfile.mkdtemp(prefix="patchbay-postgres-"))
+    folder = keep or Path(tempfile.mkdtemp(prefix="patchbay-postgres-"))
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         if account and TOOLS in binaries.parents:
             # The other account may not reach into a checkout that belongs to root. The whole wheel:
             # the programs find their libraries beside them.
             shutil.copytree(TOOLS, folder / "server", symlinks=True)
             binaries = folder / "server" / binaries.relative_to(TOOLS)
-        password = secrets.token_hex(16)
-        (folder / "password").write_text(password)
+        made_before = (folder / "data" / "PG_VERSION").exists()
+        if not made_before:
+            (folder / "password").write_text(secrets.token_hex(16))
+        password = (folder / "password").read_text()
         if account:
             for path in (folder, folder / "password"):
                 shutil.chown(path, account.pw_uid, account.pw_gid)
         as_account = {"user": account.pw_uid, "group": account.pw_gid} if account else {}
         common = {"cwd": folder, "env": {"PATH": os.defpath, "LC_ALL": "C"}, **as_account}
-        made = subprocess.run(
-            [
-                *(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "patchbay"),
-                *("--auth=scram-sha-256", f"--pwfile={folder / 'password'}"),
-                *("--encoding=UTF8", "--locale=C", "--no-sync"),
-            ],
-            stdout=subprocess.DEVNULL,
-            **common,
-        )
-        if made.returncode:
-            raise NoPostgres(f"initdb ended with {made.returncode}")
+        if not made_before:
+            made = subprocess.run(
+                [
+                    *(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "patchbay"),
+                    *("--auth=scram-sha-256", f"--pwfile={folder / 'password'}"),
+                    *("--encoding=UTF8", "--locale=C", "--no-sync"),
+                ],
+                stdout=subprocess.DEVNULL,
+                **common,
+            )
+            if made.returncode:
+                raise NoPostgres(f"initdb ended with {made.returncode}")
         port = free_port()
         options = {
             "listen_addresses": "127.0.0.1",
@@ -152,13 +157,17 @@ def server() -> Iterator[Server]:
         running = Server(f"{base}/patchbay", start)
         running.start()
         try:
-            with psycopg.connect(f"{base}/postgres", autocommit=True) as connection:
+            with (
+                contextlib.suppress(psycopg.errors.DuplicateDatabase),  # in a folder that was kept
+                psycopg.connect(f"{base}/postgres", autocommit=True) as connection,
+            ):
                 connection.execute("CREATE DATABASE patchbay")
             yield running
         finally:
             running.stop()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _answers(process: subprocess.Popen[bytes], url: str) -> bool:

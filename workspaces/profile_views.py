@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import dataclass
+
 from allauth.account.internal.flows.reauthentication import did_recently_reauthenticate
-from allauth.mfa.utils import is_mfa_enabled
+from allauth.mfa.models import Authenticator
 from allauth.socialaccount.models import SocialAccount
 from allauth.usersessions.models import UserSession
 from django import forms
@@ -19,7 +22,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from workspaces import audit, erasing
+from workspaces import audit, erasing, passkeys
 from workspaces.devices import Device, devices_of, end_others
 from workspaces.directory_views import TypedForm, deletion_context
 
@@ -32,6 +35,18 @@ class ProfileForm(forms.Form):
         help_text=gettext_lazy("As colleagues see it. Without one they see your address."),
         widget=forms.TextInput(attrs={"autocomplete": "name"}),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Passkey:
+    id: int
+    name: str
+    added: dt.datetime
+    used: dt.datetime | None
+
+    @classmethod
+    def of(cls, row: Authenticator) -> Passkey:
+        return cls(row.pk, row.wrap().name, row.created_at, row.last_used_at)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -54,7 +69,10 @@ def profile(request: HttpRequest) -> HttpResponse:
         "issuer": settings.OIDC["name"] if settings.OIDC_IS_SET_UP else "",
         "linked": SocialAccount.objects.filter(user=user, provider=settings.OIDC_PROVIDER).first(),
         "may_unlink": user.has_usable_password() and not settings.SSO_ONLY,
-        "second_factor": is_mfa_enabled(user),
+        "factors": set(Authenticator.objects.filter(user=user).values_list("type", flat=True)),
+        "passkeys": [Passkey.of(row) for row in passkeys.of(user)],
+        "passkey_problem": passkeys.problem(request),
+        "sso_only": settings.SSO_ONLY,
         "has_password": user.has_usable_password() and not settings.SSO_ONLY,
     }
     status = 422 if form.is_bound and not form.is_valid() else 200

@@ -56,6 +56,19 @@ class FakeProviders:
         return f"{self.url}/openai-nokey/v1"
 
     @property
+    def ollama(self) -> str:
+        """Base URL of a server like Ollama on somebody's machine."""
+        return f"{self.url}/ollama/v1"
+
+    @property
+    def ollama_empty(self) -> str:
+        return f"{self.url}/ollama-empty/v1"
+
+    @property
+    def lm_studio(self) -> str:
+        return f"{self.url}/lm-studio/v1"
+
+    @property
     def anthropic(self) -> str:
         """Base URL of the endpoint that wants an x-api-key."""
         return f"{self.url}/anthropic"
