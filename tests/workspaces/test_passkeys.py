@@ -280,7 +280,10 @@ def test_the_session_is_another_one_afterwards(bob):
         {"user": websafe_encode(b"bob@example.com")},
         {"user": ""},
     ],
-    ids=str,
+    ids=[
+        *("origin", "subdomain", "frame", "rp", "unverified", "absent"),
+        *("key", "id", "stranger", "address", "nobody"),
+    ],
 )
 def test_a_wrong_or_foreign_answer_signs_nobody_in(bob, lie):
     passkey = make(bob)
