@@ -48,6 +48,7 @@ from connections.models import (
 from connections.sentences import sentence
 from workspaces import egress
 from workspaces.audit import record
+from workspaces.languages import speaking_to
 from workspaces.models import User
 from workspaces.registry import Keeper
 from workspaces.runtime import get_runtime
@@ -297,38 +298,46 @@ def _make(connection: Connection, now: AlertSettings, state: str, **fields: Any)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An alert as a message tells it."""
+    """An alert as a message tells it, in the language of whoever reads that."""
 
     name: str
     slug: str
     state: str
-    sentence: str
     time: dt.datetime
     url: str
+    since: dt.datetime | None = None
+    error_kind: str = ""
+    auth_type: str = ""
 
     @classmethod
     def of(cls, alert: Alert) -> Line:
         connection = alert.connection
-        since = date_format(alert.since.astimezone(dt.UTC), "DATETIME_FORMAT")
-        if alert.state == State.FAILING:
-            found = sentence(alert.error_kind, connection.auth_type)
-            text = _("It fails since %(since)s UTC. %(sentence)s")
-            text %= {"since": since, "sentence": found.text}
-        elif alert.state == State.OLD_SECRET:
-            text = _("Its secret was entered on %(since)s UTC. Replace it on its page.")
-            text %= {"since": since}
-        else:
-            text = _("It works again; it had failed since %(since)s UTC.") % {"since": since}
         page = "detail" if alert.state == State.OLD_SECRET else "health"
         page = f"connections:{page}"
         return cls(
             name=" ".join(connection.name.split()),
             slug=connection.slug,
             state=alert.state,
-            sentence=text,
             time=alert.at,
             url=settings.PUBLIC_URL + reverse(page, args=[connection.slug]),
+            since=alert.since,
+            error_kind=alert.error_kind,
+            auth_type=connection.auth_type,
         )
+
+    @property
+    def sentence(self) -> str:
+        if self.since is None:
+            return _("This is a test of the alerts. Nothing is wrong.")
+        since = date_format(self.since.astimezone(dt.UTC), "DATETIME_FORMAT")
+        if self.state == State.FAILING:
+            found = sentence(self.error_kind, self.auth_type)
+            text = _("It fails since %(since)s UTC. %(sentence)s")
+            return text % {"since": since, "sentence": found.text}
+        if self.state == State.OLD_SECRET:
+            text = _("Its secret was entered on %(since)s UTC. Replace it on its page.")
+            return text % {"since": since}
+        return _("It works again; it had failed since %(since)s UTC.") % {"since": since}
 
     @property
     def title(self) -> str:
@@ -342,7 +351,7 @@ class Message:
     channel: str
     lines: list[Line]
     alerts: list[uuid.UUID] = field(default_factory=list)
-    recipients: list[str] = field(default_factory=list, repr=False)
+    recipients: list[User] = field(default_factory=list, repr=False)
     url: str = field(default="", repr=False)
     secret: bytes = field(default=b"", repr=False)
     fault: str = ""  # why it can't be sent at all
@@ -447,11 +456,11 @@ def claim(channel: str, *, now: dt.datetime | None = None) -> Message | None:
         return _to_webhook("schedule", row, lines, keys)
 
 
-def recipients() -> list[str]:
-    """The addresses of the instance admins who want mail."""
+def recipients() -> list[User]:
+    """The instance admins who want mail."""
     wanted = User.objects.filter(is_active=True, is_superuser=True)
     out = AlertOptOut.objects.values("user")
-    return list(wanted.exclude(pk__in=out).order_by("email").values_list("email", flat=True))
+    return list(wanted.exclude(pk__in=out).order_by("email").only("email", "language"))
 
 
 def _to_webhook(
@@ -481,11 +490,13 @@ def _mail(message: Message) -> str:
     if not message.recipients:
         return "nobody"
     where = settings.PUBLIC_URL + reverse("connections:alerts")
-    why = _("You get this as an instance admin. To stop it: %(url)s") % {"url": where}
     sent, fault = 0, ""
-    for address in message.recipients:
+    for person in message.recipients:
+        with speaking_to(person):
+            why = _("You get this as an instance admin. To stop it: %(url)s") % {"url": where}
+            subject, text = message.subject, f"{message.text}\n\n--\n{why}\n"
         try:
-            send_mail(message.subject, f"{message.text}\n\n--\n{why}\n", None, [address])
+            send_mail(subject, text, None, [person.email])
             sent += 1
         except OSError as error:  # of which every SMTP error is one
             logger.warning("an alert could not be mailed (%s)", type(error).__name__)
@@ -496,7 +507,8 @@ def _mail(message: Message) -> str:
 
 
 async def _post(client: httpx.AsyncClient, message: Message) -> str:
-    body = message.body
+    with speaking_to():
+        body = message.body
     headers = {
         "content-type": "application/json",
         "x-patchbay-delivery": str(message.id),
@@ -540,15 +552,14 @@ def test(actor: User) -> dict[str, str]:
     """Sends a test now: the webhook, and by mail to who asks. The fault of each channel that is
     on, "" for none. Blocks for 25 seconds at most; not within a transaction."""
     url = settings.PUBLIC_URL + reverse("connections:alerts")
-    text = _("This is a test of the alerts. Nothing is wrong.")
-    line = Line("Patchbay", "", "test", text, timezone.now(), url)
+    line = Line("Patchbay", "", "test", timezone.now(), url)
     found: dict[str, str] = {}
     with transaction.atomic():
         row = _locked()
         record(actor, "alerts.test", row)
         posted = _to_webhook(actor, row, [line]) if row.has_webhook else None
     if mails(row):
-        found[MAIL] = _mail(Message(MAIL, [line], recipients=[actor.email]))
+        found[MAIL] = _mail(Message(MAIL, [line], recipients=[actor]))
     if posted is not None:
         found[WEBHOOK] = posted.fault or asyncio.run(_post_once(posted))
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
-from django.utils.formats import date_format
+from django.utils.formats import date_format, number_format
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy as _lazy
@@ -109,7 +109,11 @@ class Row:
     def old_secret(self) -> str:
         """“Secret entered 194 days ago”, "" for one that isn't old."""
         age = SecretAge.of(self.connection)
-        return _("Secret: %(age)s") % {"age": age.text.lower()} if age and age.is_old else ""
+        if not age or not age.is_old:
+            return ""
+        return ngettext(
+            "Secret: entered %(n)d day ago", "Secret: entered %(n)d days ago", age.days
+        ) % {"n": age.days}
 
     @property
     def account(self) -> str:
@@ -228,7 +232,7 @@ def _bar(probe: ProbeResult) -> Bar:
     else:
         outcome, tone, level = str(sentence(probe.error_kind).title), "danger", 5
     when = date_format(localtime(probe.started_at), "SHORT_DATETIME_FORMAT")
-    took = f", {ms / 1000:.1f} s" if ms is not None else ""
+    took = ", " + _("%(n)s s") % {"n": number_format(ms / 1000, 1)} if ms is not None else ""
     return Bar(tone, level, f"{when}: {outcome}{took}")
 
 

@@ -19,8 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.utils.translation import gettext as _
-
 from connections.choices import ProviderType
 from connections.providers.base import ErrorKind, ProviderError, ToolSpec
 from connections.providers.wire.lenient_json import clean, dumps
@@ -28,6 +26,7 @@ from connections.validation import is_plain_json
 from sessions import mcp, tool_servers, tools
 from sessions.models import ToolServer, Turn
 from sessions.tool_servers import Unusable
+from sessions.wording import Said
 from workspaces.egress import client_for, tool_policy
 from workspaces.models import User
 from workspaces.runtime import Runtime
@@ -187,7 +186,7 @@ class Toolbox:
     runtime: Runtime
     turn: Turn
     specs: tuple[ToolSpec, ...] = tools.TOOLS
-    missing: list[str] = field(default_factory=list)
+    missing: list[Said] = field(default_factory=list)
     _remote: dict[str, Remote] = field(default_factory=dict)
     _sessions: dict[uuid.UUID, mcp.Session] = field(default_factory=dict)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -215,7 +214,7 @@ class Toolbox:
             if wait.done() and not wait.cancelled() and wait.exception() is None:
                 listed = wait.result()
             if listed.error:
-                box.missing.append(f"“{server.name}”: {tool_servers.sentence(listed.error)}")
+                box.missing.append(("tool_server", {"name": server.name, "kind": listed.error}))
             box._take(server, listed.tools)
         box.specs = (*tools.TOOLS, *(remote.spec for remote in box._remote.values()))
         return box
@@ -235,13 +234,7 @@ class Toolbox:
             about = clean(tool.description or tool.title)[:MAX_DESCRIPTION]
             self._remote[name] = Remote(ToolSpec(name, about, schema), server, tool.name)
         if left_out:
-            self.missing.append(
-                _(
-                    "“%(name)s”: %(n)d of its tools describe their arguments in a way that models "
-                    "aren't offered."
-                )
-                % {"name": server.name, "n": left_out}
-            )
+            self.missing.append(("tool_schemas", {"name": server.name, "n": left_out}))
 
     def origin_of(self, name: str) -> tuple[str, str]:
         """The server's name and its own name of a tool, for the page; ("", "") for ours."""

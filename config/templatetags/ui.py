@@ -21,6 +21,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from connections.budgets import money
+
 register = template.Library()
 
 TONES = frozenset({"neutral", "info", "accent", "success", "warning", "danger"})
@@ -186,12 +188,12 @@ def compact(value: float | None) -> str:
         # 999,950 would round to "1000.0K"
         if value >= size * 0.99995:
             short = value / size
-            return (
-                f"{short:.0f}{suffix}"
-                if short >= 99.95
-                else f"{short:.1f}".removesuffix(".0") + suffix
-            )
+            whole = short >= 99.95 or f"{short:.1f}".endswith(".0")
+            return formats.number_format(short, 0 if whole else 1, use_l10n=True) + suffix
     return str(int(value))
+
+
+register.filter(money)
 
 
 @register.filter
