@@ -4,10 +4,15 @@ them, so that what runs is what is written."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from django.core.management import call_command
 from django.core.management.commands import makemessages
+
+
+# Of the header: what says nothing, and would change every time.
+_IDLE = ('"POT-Creation-Date:', '"Report-Msgid-Bugs-To:')
 
 
 class Command(makemessages.Command):
@@ -21,4 +26,7 @@ class Command(makemessages.Command):
         if not (options["locale"] or options["exclude"]):
             options["all"] = True
         super().handle(*args, **options)
+        for path in Path("locale").glob("*/LC_MESSAGES/django.po"):
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if not line.startswith(_IDLE)))
         call_command("compilemessages", ignore_patterns=options["ignore_patterns"], verbosity=0)
