@@ -21,14 +21,14 @@ class Preset:
     """`values` are the form's fields by name; `note` says in a line what it is for."""
 
     key: str
-    name: str
+    name: str | Promise
     note: str | Promise
     icon: str
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def initial(self) -> dict[str, Any]:
-        return {"name": self.name, **self.values}
+        return {"name": str(self.name), **self.values}
 
 
 def _anthropic(auth: AuthType) -> dict[str, Any]:
@@ -121,7 +121,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "bedrock-environment",
-            "AWS Bedrock (environment)",
+            _("AWS Bedrock (environment)"),
             _("The same, with the role or profile that this server runs under."),
             "cloud",
             _bedrock(AuthType.ENVIRONMENT),
@@ -135,7 +135,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "vertex-environment",
-            "Google Vertex AI (environment)",
+            _("Google Vertex AI (environment)"),
             _("The same, with the default credentials that this server runs under."),
             "cloud",
             _vertex(AuthType.ENVIRONMENT),
@@ -182,14 +182,14 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "openai-compatible",
-            "OpenAI-compatible",
+            _("OpenAI-compatible"),
             _("Any endpoint that speaks OpenAI Chat Completions."),
             "plug-connected",
             _openai_compat(""),
         ),
         Preset(
             "anthropic-compatible",
-            "Anthropic-compatible",
+            _("Anthropic-compatible"),
             _("Any endpoint that speaks Anthropic Messages."),
             "plug-connected",
             {

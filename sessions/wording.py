@@ -28,7 +28,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "window": lambda v: _("The model's window is full: it is sent older tool results shortened."),
     "codex": lambda v: _("Waiting for a free Codex process…"),
     "tools": lambda v: _("Some tools can't be used now."),
-    "tool_server": lambda v: f"“{v['name']}”: {sentence(v['kind'])}",
+    "tool_server": lambda v: (
+        _("“%(name)s”: %(why)s") % {"name": v["name"], "why": sentence(v["kind"])}
+    ),
     "tool_schemas": lambda v: (
         ngettext(
             "“%(name)s”: %(n)d of its tools describes its arguments in a way that models aren't "

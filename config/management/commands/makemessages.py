@@ -10,7 +10,6 @@ from typing import Any
 from django.core.management import call_command
 from django.core.management.commands import makemessages
 
-
 # Of the header: what says nothing, and would change every time.
 _IDLE = ('"POT-Creation-Date:', '"Report-Msgid-Bugs-To:')
 
