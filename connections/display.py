@@ -31,6 +31,7 @@ from connections.choices import (
 )
 from connections.health import Strip
 from connections.issuers import issuer_for
+from connections.ladder import detail_of
 from connections.models import Connection, ProbeResult, Secret, SecretCandidate
 from connections.providers.base import Target
 from connections.registry import Dependents
@@ -207,7 +208,7 @@ def _rungs(
             running = False  # only the next one is under way
             continue
         failed = found["outcome"] == Outcome.FAILED
-        said = found.get("detail", "")
+        said = detail_of(found)
         if failed:
             said = sentence(found.get("kind", ""), connection.auth_type).text
         shown.append(RungShown(str(rung.label), found["outcome"], found.get("ms"), said))
@@ -216,7 +217,7 @@ def _rungs(
 
 def _words(rungs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return [
-        (str(Rung(rung["rung"]).label), rung["detail"])
+        (str(Rung(rung["rung"]).label), detail_of(rung))
         for rung in rungs
         if rung.get("detail") and rung["outcome"] == Outcome.FAILED
     ]

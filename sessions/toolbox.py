@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.utils.translation import override
+
 from connections.choices import ProviderType
 from connections.providers.base import ErrorKind, ProviderError, ToolSpec
 from connections.providers.wire.lenient_json import clean, dumps
@@ -253,7 +255,7 @@ class Toolbox:
                 result = await session.call(remote.tool, args)
             text, is_error = mcp.text_of(result)
         except Unusable as unusable:
-            return self._failed(server, tool_servers.sentence(unusable.kind)), True
+            return self._failed(server, _for_models(unusable.kind)), True
         except TimeoutError:
             said = f"It took longer than {CALL_SECONDS:.0f} seconds."
             await self._note(server, ErrorKind.TIMEOUT.value, said)
@@ -264,7 +266,7 @@ class Toolbox:
                 # A refusal of this call, in words for who made it.
                 return self._failed(server, error.message), True
             await self._note(server, error.kind.value, error.message)
-            return self._failed(server, tool_servers.sentence(error.kind)), True
+            return self._failed(server, _for_models(error.kind)), True
         except Exception as error:
             # By its type alone: the text may quote what was sent.
             logger.error("a tool's call failed: %s", type(error).__name__)
@@ -299,6 +301,12 @@ class Toolbox:
     @staticmethod
     def _failed(server: Server, why: str) -> str:
         return f"The tool server “{server.name}” could not do this. {why}"
+
+
+def _for_models(kind: str) -> str:
+    """All that models are told by us is in English; it is stored with the reply."""
+    with override("en"):
+        return tool_servers.sentence(kind)
 
 
 # -- names and schemas that providers take ---------------------------------------------------------

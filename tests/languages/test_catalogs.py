@@ -101,7 +101,15 @@ def test_the_catalogs_hold_every_text_of_the_source(tmp_path: Path):
 
 
 def test_every_name_of_gettext_is_one_that_is_looked_for():
-    known = {"_", "gettext", "ngettext", "gettext_lazy", "ngettext_lazy", "get_language"}
+    known = {
+        "_",
+        "gettext",
+        "gettext_noop",
+        "ngettext",
+        "gettext_lazy",
+        "ngettext_lazy",
+        "get_language",
+    }
     known |= {"pgettext", "npgettext", "pgettext_lazy", "override"}
     known |= {one.removeprefix("--keyword=") for one in Command.xgettext_options}
     for path in (found for app in APPS for found in (ROOT / app).rglob("*.py")):

@@ -17,8 +17,8 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
-from connections import alerts
-from connections.models import Alert
+from connections import alerts, ladder
+from connections.models import Alert, ProbeResult
 from sessions import bus, wording
 from sessions.models import UsageDay
 from sessions.stream import Encoded, Viewer
@@ -373,3 +373,20 @@ def test_fields_of_numbers_and_dates_keep_what_browsers_expect(db: None, client_
         assert re.fullmatch(r"-?\d+(\.\d+)?" if kind == "number" else r"\d{4}-\d\d-\d\d", value)
     assert 'type="number"' in html
     assert 'type="date"' in html
+
+
+def test_what_a_validation_noted_is_read_in_every_language(alice: User, client_for: Any):
+    local = make_connection(models=["small"])
+    rung = {"rung": "auth", "outcome": "passed", "ms": None, "kind": ""}
+    ProbeResult.objects.create(
+        connection=local,
+        passed=True,
+        finished_at=timezone.now(),
+        rungs=[{**rung, "detail": "Proven by the answer."}],
+    )
+    client = client_for(alice)
+    assert "Proven by the answer." in client.get("/connections/local/").text
+    User.objects.filter(pk=alice.pk).update(language="de")
+    assert "Durch die Antwort bewiesen." in client.get("/connections/local/").text
+    assert ladder.detail_of({"detail": "no such key"}) == "no such key"
+    assert ladder.detail_of({"detail": ""}) == ladder.detail_of({}) == ""
