@@ -216,3 +216,37 @@ def test_scripts_say_nothing_themselves():
     for path in (ROOT / "static" / "js").glob("*.js"):
         said = [text for text in spoken.findall(path.read_text()) if _LETTERS.search(text)]
         assert said == [], path
+
+
+def test_no_text_is_translated_while_a_module_is_imported():
+    """It would stay in the language of that moment: there `gettext_lazy`."""
+    now = {"gettext", "ngettext", "pgettext"}
+    for path in (found for app in APPS for found in (ROOT / app).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        names = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "django.utils.translation"
+            for alias in node.names
+            if alias.name in now
+        }
+        assert [call.lineno for call in _at_import(tree, names)] == [], path
+
+
+def _at_import(node: ast.AST, names: set[str]) -> Iterator[ast.Call]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            for default in (*child.args.defaults, *child.args.kw_defaults, *child.decorator_list):
+                if default is not None:
+                    yield from _at_import(ast.Expression(default), names)
+            continue
+        if isinstance(child, ast.Lambda):
+            continue
+        if isinstance(child, ast.Call) and getattr(child.func, "id", "") in names:
+            yield child
+        yield from _at_import(child, names)
+
+
+def test_a_text_that_is_translated_at_import_is_found():
+    source = "X = [_('a')]\ndef f(x=_('b')): return _('c')\nclass C: y = _('d')"
+    assert [call.lineno for call in _at_import(ast.parse(source), {"_"})] == [1, 2, 3]
