@@ -130,6 +130,8 @@ def _meter(name: str, value: Any, soft: Any, hard: Any, shown: Any) -> Meter:
 
 def money(cost: Decimal, places: int | None = 2) -> str:
     """US dollars as people write them; `None` places: as many as it has."""
+    if places is not None:
+        cost = round(cost, places)  # `number_format` cuts
     amount = number_format(cost, places, use_l10n=True, force_grouping=True)
     return _("$%(amount)s") % {"amount": amount}
 

@@ -233,7 +233,9 @@ def _bar(probe: ProbeResult) -> Bar:
     else:
         outcome, tone, level = str(sentence(probe.error_kind).title), "danger", 5
     when = date_format(localtime(probe.started_at), "SHORT_DATETIME_FORMAT")
-    took = ", " + _("%(n)s s") % {"n": number_format(ms / 1000, 1)} if ms is not None else ""
+    took = (
+        ", " + _("%(n)s s") % {"n": number_format(round(ms / 1000, 1), 1)} if ms is not None else ""
+    )
     return Bar(tone, level, f"{when}: {outcome}{took}")
 
 

@@ -188,8 +188,9 @@ def compact(value: float | None) -> str:
         # 999,950 would round to "1000.0K"
         if value >= size * 0.99995:
             short = value / size
-            whole = short >= 99.95 or f"{short:.1f}".endswith(".0")
-            return formats.number_format(short, 0 if whole else 1, use_l10n=True) + suffix
+            places = 0 if short >= 99.95 or round(short, 1).is_integer() else 1
+            # `number_format` rounds nothing, it cuts.
+            return formats.number_format(round(short, places), places, use_l10n=True) + suffix
     return str(int(value))
 
 
@@ -204,7 +205,7 @@ def ms(value: float | None) -> str:
     if value < 1000:
         return _("%(n)d ms") % {"n": value}
     if value < 60_000:
-        return _("%(n)s s") % {"n": formats.number_format(value / 1000, 1)}
+        return _("%(n)s s") % {"n": formats.number_format(round(value / 1000, 1), 1)}
     return _("%(n)d min") % {"n": value / 60_000}
 
 

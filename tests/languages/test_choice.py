@@ -261,9 +261,12 @@ MOMENT = dt.datetime(2026, 12, 3, 14, 5, tzinfo=dt.UTC)
     [
         ("{{ 1234567|compact }}", "1.2M", "1,2M"),
         ("{{ 128000|compact }}", "128K", "128K"),
+        ("{{ 1099|compact }} {{ 999950|compact }}", "1.1K 1M", "1,1K 1M"),
+        ("{{ 10960|compact }} {{ 999|compact }}", "11K 999", "11K 999"),
+        ("{{ small|money:4 }} {{ small|money }}", "$0.0047 $0.00", "0,0047 $ 0,00 $"),
         ("{{ cost|money }}", "$1,234.50", "1.234,50 $"),
         ("{{ cost|money:4 }}", "$1,234.5000", "1.234,5000 $"),
-        ("{{ 1500|ms }}", "1.5 s", "1,5 s"),
+        ("{{ 1500|ms }} {{ 1999|ms }}", "1.5 s 2.0 s", "1,5 s 2,0 s"),
         ("{{ moment|date:'DATE_FORMAT' }}", "Dec. 3, 2026", "3. Dezember 2026"),
         (
             "{{ moment|date:'DATETIME_FORMAT' }}",
@@ -282,6 +285,7 @@ def test_numbers_and_dates_are_written_as_the_language_does(shown: str, english:
         "cost": Decimal("1234.5"),
         "moment": MOMENT,
         "half": 0.5,
+        "small": Decimal("0.004651"),
         "ago": now - dt.timedelta(minutes=5, seconds=30),
         "day": now - dt.timedelta(hours=30),
         "days": now - dt.timedelta(hours=54),
