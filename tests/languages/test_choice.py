@@ -370,13 +370,19 @@ def test_fields_of_numbers_and_dates_keep_what_browsers_expect(db: None, client_
     world = make_world()
     User.objects.update(language="de")
     client = client_for(world.people["alice"])
-    html = ""
-    for address in ("/audit/", "/connections/local/budget/", "/w/support/settings/", "/usage/"):
-        html += client.get(address).text
-    for kind, value in re.findall(r'<input type="(number|date)"[^>]* value="([^"]*)"', html):
-        assert re.fullmatch(r"-?\d+(\.\d+)?" if kind == "number" else r"\d{4}-\d\d-\d\d", value)
-    assert 'type="number"' in html
-    assert 'type="date"' in html
+    limits = {
+        "soft_cost": "1000.5",
+        "hard_cost": "1234.5",
+        "soft_tokens": "",
+        "hard_tokens": "9000000",
+    }
+    assert client.post("/connections/local/budget/", limits).status_code == 303
+    html = client.get("/audit/?since=2026-01-02&until=2100-12-31").text
+    html += client.get("/connections/local/budget/").text
+    fields = re.findall(r"<input [^>]*type=\"(?:number|date)\"[^>]*>", html)
+    values = [found[1] for field in fields if (found := re.search(r' value="([^"]+)"', field))]
+    assert values == ["2026-01-02", "2100-12-31", "1000.50", "1234.50", "9000000"]
+    assert "1.234,50 $" in html  # what is to be read, beside them
 
 
 def test_what_a_validation_noted_is_read_in_every_language(alice: User, client_for: Any):
