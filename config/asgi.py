@@ -1,10 +1,14 @@
-"""The ASGI application: limits and static files before Django."""
+"""The ASGI application: limits and static files before Django; each request has an id."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import re
+import secrets
+import time
 
 from asgiref.sync import ThreadSensitiveContext
 from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
@@ -15,17 +19,24 @@ _django = get_asgi_application()
 
 from django.conf import settings  # noqa: E402
 
+from config.fair import FairShare  # noqa: E402
 from config.limits import BodyLimits  # noqa: E402
 from config.static import StaticFiles  # noqa: E402
 from config.threads import RequestThreads  # noqa: E402
+from workspaces import logs  # noqa: E402
 
 _http = StaticFiles(
-    BodyLimits(_django, limit=settings.REQUEST_BODY_LIMIT),
+    FairShare(
+        BodyLimits(_django, limit=settings.REQUEST_BODY_LIMIT),
+        cookie=settings.SESSION_COOKIE_NAME,
+    ),
     root=settings.STATIC_ROOT,
     url=settings.STATIC_URL,
 )
 
 _threads = RequestThreads()
+_access = logging.getLogger("patchbay.access")
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 _BUSY: ASGISendEvent = {
     "type": "http.response.start",
@@ -39,6 +50,46 @@ async def application(scope: Scope, receive: ASGIReceiveCallable, send: ASGISend
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
         return
+    status, began, request_id = 0, time.perf_counter(), _id_of(scope)
+
+    async def noted(message: ASGISendEvent) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    with logs.about(request_id=request_id):
+        try:
+            await _answer(scope, receive, noted)
+        finally:
+            if _access.isEnabledFor(logging.INFO):
+                _note(scope, status, time.perf_counter() - began)
+
+
+def _id_of(scope: Scope) -> str:
+    """What the proxy or the caller calls the request, where that is a plain word, else our own."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode() if _ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _note(scope: Scope, status: int, seconds: float) -> None:
+    """The line of a request. The route stands for the path, which may hold a token."""
+    known = scope.get("patchbay", {})
+    if not known and scope["path"].startswith(settings.STATIC_URL):
+        known = {"route": settings.STATIC_URL}
+    fields = {
+        "method": scope["method"],
+        "route": "",
+        "status": status,
+        "ms": round(1000 * seconds, 1),
+        **known,
+    }
+    _access.info("request", extra={"fields": fields})
+
+
+async def _answer(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
     started = False
 
     async def noted(message: ASGISendEvent) -> None:

@@ -1,9 +1,13 @@
 """The Celery app: a doorbell. Tasks carry ids only; what they do is in the database."""
 
+import contextlib
 import os
+from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import after_task_publish, beat_init, setup_logging, task_postrun, task_prerun
+
+from workspaces import logs
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
@@ -37,6 +41,32 @@ app.conf.beat_schedule = {
 }
 
 
+_named: dict[str, contextlib.ExitStack] = {}  # by the id of a task that runs
+
+
+@task_prerun.connect
+def name_the_lines(task_id: str, task: Any, **kwargs: object) -> None:
+    _named[task_id] = stack = contextlib.ExitStack()
+    stack.enter_context(logs.about(task=task.name))
+
+
+@task_postrun.connect
+def leave_the_lines(task_id: str, **kwargs: object) -> None:
+    if stack := _named.pop(task_id, None):
+        stack.close()
+
+
 @setup_logging.connect
 def keep_our_logging(**kwargs: object) -> None:
     """Django has configured the logs already; Celery's own set-up would undo it."""
+
+
+@beat_init.connect
+def tell_of_beat(**kwargs: object) -> None:
+    """From now on this process, which is beat's, says at each ring that it is at work."""
+    from sessions import alive
+
+    def rung(**kwargs: object) -> None:
+        alive.tell(alive.BEAT)
+
+    after_task_publish.connect(rung, weak=False)

@@ -23,7 +23,7 @@ class NavItem:
     label: Any
     view: str
     icon: str
-    pages: str  # the beginning of the view names that light it up
+    pages: str | tuple[str, ...]  # the beginnings of the view names that light it up
     in_workspace: bool = True
     least: Role = Role.VIEWER  # in the workspace
     key: str = ""  # goes there after g
@@ -40,7 +40,12 @@ NAV = (
     ),
     NavItem(_("Audit"), "audit:workspace", "history", "audit:", least=Role.ADMIN, key="l"),
     NavItem(
-        _("Connections"), "connections:list", "plug", "connections:", in_workspace=False, key="c"
+        _("Connections"),
+        "connections:list",
+        "plug",
+        ("connections:", "start:"),
+        in_workspace=False,
+        key="c",
     ),
     NavItem(_("People"), "people:list", "user", "people:", in_workspace=False, key="e"),
     NavItem(_("Admin site"), "admin:index", "tool", "admin:", in_workspace=False),

@@ -284,7 +284,8 @@ def _keys() -> Iterator[_Line]:
 
 def _workers() -> Iterator[_Line]:
     now = timezone.now()
-    waiting = Turn.objects.filter(
+    active = Turn.objects.filter(state__among=Turn.ACTIVE)
+    waiting = active.filter(
         state=Turn.State.PENDING, created_at__lt=now - UNTAKEN, lease_token=None
     ).count()
     late = Connection.objects.filter(deleted_at=None, next_check_at__lt=now - OVERDUE).count()

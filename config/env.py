@@ -1,4 +1,5 @@
-"""Values from the environment. Every reader takes `NAME` or the file that `NAME_FILE` names.
+"""Values from the environment. Every reader takes `NAME` or the file that `NAME_FILE` names, never
+both.
 
 A refusal (`BadEnv`) names the variable and the values it accepts, never the value it got: it may be
 a secret in the wrong place.
@@ -27,9 +28,14 @@ def asked() -> frozenset[str]:
 
 def _raw(name: str) -> str | None:
     _asked.add(name)
-    if (value := os.environ.get(name)) is not None:
+    value, path = os.environ.get(name), os.environ.get(f"{name}_FILE")
+    if value is not None and path:
+        raise BadEnv(
+            f"{name} and {name}_FILE are both set: which one counts? Leave one of them out"
+        )
+    if value is not None:
         return value
-    if path := os.environ.get(f"{name}_FILE"):
+    if path:
         try:
             return Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -45,7 +51,21 @@ def string(name: str, default: str | None = None) -> str | None:
 
 def address(name: str, default: str) -> str:
     """An http or https URL without credentials or a fragment."""
-    value = string(name) or default
+    return _checked_address(name, string(name) or default)
+
+
+def addresses(name: str, default: dict[str, str]) -> dict[str, str]:
+    """Comma-separated `key=URL`, each key one of the default's; set and empty is none."""
+    found = {}
+    for item in items(name, tuple(f"{key}={url}" for key, url in default.items())):
+        key, _, url = item.partition("=")
+        if key not in default:
+            raise BadEnv(f"{name}: use KEY=URL with the keys {', '.join(default)}")
+        found[key] = _checked_address(name, url)
+    return found
+
+
+def _checked_address(name: str, value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         raise BadEnv(f"{name}: use https://host/path, without credentials")

@@ -47,14 +47,14 @@ def _stored() -> Iterator[Metric]:
     def age(moment: object) -> float:
         return max((now - moment).total_seconds(), 0.0) if moment else 0.0  # type: ignore[operator]
 
-    active = Turn.objects.filter(state__in=Turn.ACTIVE)
+    active = Turn.objects.filter(state__among=Turn.ACTIVE)
     yield _by("patchbay_turns", "Turns that wait or run.", "state", active, Turn.ACTIVE)
     oldest = active.filter(state=Turn.State.PENDING).aggregate(at=Min("created_at"))["at"]
     yield _one("patchbay_turn_wait_seconds", "Age of the oldest waiting turn.", age(oldest))
     late = active.filter(state=Turn.State.RUNNING, lease_until__lt=now).count()
     yield _one("patchbay_turns_without_worker", "Running turns whose lease ran out.", late)
 
-    waiting = Message.objects.filter(delivery__in=Message.WAITING)
+    waiting = Message.objects.filter(delivery__among=Message.WAITING)
     yield _by(
         "patchbay_messages_waiting", "Messages that wait.", "delivery", waiting, Message.WAITING
     )

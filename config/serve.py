@@ -42,6 +42,7 @@ from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
 from config import env
+from workspaces import logs
 
 GRACE_SECONDS = 15.0
 START_SECONDS = 60.0
@@ -73,22 +74,19 @@ def environment(name: str, source: Mapping[str, str]) -> dict[str, str]:
     """What the process `name` (web, worker, beat) gets of the environment `source`."""
     cloud = _CLOUD_PREFIXES if name == "worker" else ()
     withheld = {"web": set(), "worker": {_SETUP}}.get(name, {_SETUP, _KEYS})
+    given = {"PATCHBAY_DATA_DIR": str(settings.DATA_DIR), "PORT": str(settings.PORT)}
     kept = {
         variable: value
         for variable, value in source.items()
-        if (plain := variable.removesuffix("_FILE")) not in withheld
+        if (plain := variable.removesuffix("_FILE")) not in withheld | set(given)
         and (
             variable in _ORDINARY
             or plain in _ORDINARY
             or variable.startswith(_ORDINARY_PREFIXES + cloud)
         )
     }
-    return kept | {
-        "DJANGO_SETTINGS_MODULE": "config.settings",
-        "PATCHBAY_DATA_DIR": str(settings.DATA_DIR),
-        "PORT": str(settings.PORT),
-        "PYTHONUNBUFFERED": "1",
-    }
+    fixed = {"DJANGO_SETTINGS_MODULE": "config.settings", "PYTHONUNBUFFERED": "1"}
+    return kept | given | fixed
 
 
 def commands() -> dict[str, list[str]]:
@@ -533,6 +531,10 @@ def _tell(text: str, stream: TextIO = sys.stdout) -> None:
 
 
 def _say(name: str, line: bytes) -> None:
+    if settings.LOG_FORMAT == "json":
+        said = line if line.startswith(b"{") else logs.as_json(name, line.decode(errors="replace"))
+    else:
+        said = b"%-6s | %s" % (name.encode(), line)
     # A terminal that went away must not stop what runs.
     with contextlib.suppress(OSError):
-        os.write(2, b"%-6s | %s\n" % (name.encode(), line))
+        os.write(2, said + b"\n")

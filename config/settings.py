@@ -14,6 +14,7 @@ import dj_database_url
 from django.utils.csp import CSP
 
 from config import env
+from workspaces import logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(env.string("PATCHBAY_DATA_DIR") or BASE_DIR / "data").absolute()
@@ -52,7 +53,10 @@ if _database_url:
     DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
         "min_size": 1,
         "max_size": env.integer("PATCHBAY_DATABASE_POOL", 20, least=2, most=500),
-        "timeout": 10,
+        "timeout": 5,
+        # The pool's own tries come ever later, up to minutes after the server is back. Given up at
+        # once, each request that comes makes it try anew.
+        "reconnect_timeout": 1,
     }
 else:
     DATABASES = {
@@ -87,6 +91,9 @@ VALKEY_SOCKET = RUN_DIR / "valkey.sock"
 VALKEY_PASSWORD = ""  # empty: no server of our own
 if _redis_url:
     REDIS_URL = CELERY_BROKER_URL = _redis_url
+    if _redis_url.startswith("rediss:") and "ssl_cert_reqs=" not in _redis_url:
+        # Celery by itself would take any certificate.
+        CELERY_BROKER_URL += f"{'&' if '?' in _redis_url else '?'}ssl_cert_reqs=required"
 else:
     VALKEY_PASSWORD = env.made_secret("PATCHBAY_VALKEY_PASSWORD", KEYS_DIR / "valkey.password")
     _server = f":{quote(VALKEY_PASSWORD, safe='')}@{quote(os.fsencode(VALKEY_SOCKET))}"
@@ -130,6 +137,12 @@ CELERY_TIMEZONE = "UTC"
 # -- the way out -----------------------------------------------------------------------------------
 EGRESS_ALLOW = env.string("PATCHBAY_EGRESS_ALLOW")
 TOOL_EGRESS_ALLOW = env.string("PATCHBAY_TOOL_EGRESS_ALLOW") or ""
+
+# Model servers that are offered for a connection when they answer: preset → base URL.
+LOCAL_SERVERS = env.addresses(
+    "PATCHBAY_LOCAL_SERVERS",
+    {"ollama": "http://127.0.0.1:11434/v1", "lm-studio": "http://127.0.0.1:1234/v1"},
+)
 
 # Which providers may use the server's own credentials: an operator's decision, "" for none.
 ENVIRONMENT_AUTH = env.chosen(
@@ -201,7 +214,9 @@ INSTALLED_APPS = [
     "django_htmx",
 ]
 MIDDLEWARE = [
-    # First what every answer carries, those of the layers below too.
+    "config.middleware.NamedForLogs",
+    "config.middleware.Compressed",
+    # What every answer carries, those of the layers below too.
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "config.middleware.PrivatePages",
@@ -268,12 +283,18 @@ ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_EMAIL_NOTIFICATIONS = False
 PASSWORD_RESET_TIMEOUT = 3600  # seconds
 MFA_ADAPTER = "workspaces.second_factor.Adapter"
-MFA_SUPPORTED_TYPES = ["totp", "recovery_codes"]
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_WEBAUTHN_USER_VERIFICATION = "required"  # a stolen key alone is nothing, at any page
+MFA_RATE_LIMITS = {"webauthn_login": "60/m/ip"}  # two requests each; by password: 30
 MFA_TOTP_ISSUER = "Patchbay"
 MFA_FORMS = {
     "authenticate": "workspaces.second_factor.CodeForm",
     "reauthenticate": "workspaces.second_factor.CodeAgainForm",
     "activate_totp": "workspaces.second_factor.ActivateForm",
+    "authenticate_webauthn": "workspaces.passkeys.SecondForm",
+    "reauthenticate_webauthn": "workspaces.passkeys.AgainForm",
+    "add_webauthn": "workspaces.passkeys.AddForm",
+    "edit_webauthn": "workspaces.passkeys.NameForm",
 }
 
 # One OpenID Connect issuer. Who somebody is there is told by issuer and subject, never by the
@@ -381,28 +402,25 @@ MAILERS = {"default": env.mailer(env.string("EMAIL_URL") or "console:")}
 SILENCED_SYSTEM_CHECKS = ["mail.E001"]  # mail is optional: without EMAIL_URL it goes to the log
 DEFAULT_FROM_EMAIL = env.string("PATCHBAY_MAIL_FROM") or f"patchbay@{_public.hostname}"
 
-# -- logs: never a text of a person, a secret or a full URL ----------------------------------------
-
-
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Anybody may send a wrong host or 10,000 fields: a line says so, our stack adds nothing."""
-    if record.name.startswith("django.security."):
-        record.exc_info = None
-    return True
-
-
+# -- logs: never a text of a person, a secret or a full URL (workspaces.logs) ----------------------
+LOG_FORMAT = env.string("PATCHBAY_LOG_FORMAT") or "text"
+if LOG_FORMAT not in {"text", "json"}:
+    raise env.BadEnv("PATCHBAY_LOG_FORMAT: use text or json")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {"format": "{asctime} {levelname:<7} {name}: {message}", "style": "{"},
+        "text": {"()": "workspaces.logs.Line"},
+        "json": {"()": "workspaces.logs.JSON"},
     },
-    "filters": {"short": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback}},
+    "filters": {
+        "safe": {"()": "django.utils.log.CallbackFilter", "callback": logs.without_values},
+    },
     "handlers": {
         "stderr": {
             "class": "logging.StreamHandler",
-            "formatter": "line",
-            "filters": ["short"],
+            "formatter": LOG_FORMAT,
+            "filters": ["safe"],
         }
     },
     "root": {"handlers": ["stderr"], "level": "DEBUG" if DEBUG else "INFO"},
@@ -418,8 +436,15 @@ LOGGING = {
         "celery": {"level": "INFO" if DEBUG else "WARNING"},
         "kombu": {"level": "WARNING"},
         "amqp": {"level": "WARNING"},
+        # Its own handler, in debug, would write everything once more, values included.
+        "django": {"level": "INFO", "handlers": []},
         "django.request": {"level": "ERROR"},
         "django.security.DisallowedHost": {"level": "ERROR"},
+        # A line a request and a line a turn are for machines.
+        **{
+            name: {"level": "INFO" if LOG_FORMAT == "json" else "WARNING"}
+            for name in ("patchbay.access", "patchbay.turns")
+        },
     },
 }
 logging.captureWarnings(True)

@@ -17,6 +17,7 @@ urlpatterns = [
     path("people/", include("workspaces.directory_urls")),
     path("", include("sessions.usage_urls")),
     path("connections/", include("connections.urls")),
+    path("start/", include("connections.start_urls")),
     path("w/<str:workspace>/settings/", include("workspaces.settings_urls")),
     path("w/<str:workspace>/settings/ai/", include("connections.workspace_urls")),
     path("w/<str:workspace>/settings/tools/", include("sessions.tool_urls")),

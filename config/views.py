@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import sys
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.utils.crypto import constant_time_compare
@@ -15,9 +17,13 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from config import patterns as patterns_data
+from sessions import alive
+from workspaces import logs
 from workspaces.permissions import need_instance_admin
 
 logger = logging.getLogger(__name__)
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @require_safe
@@ -38,8 +44,9 @@ def healthz(request: HttpRequest) -> HttpResponse:
 @login_not_required
 @require_safe
 def readyz(request: HttpRequest) -> JsonResponse:
-    """Whether the parts are there, each by itself; 503 when a page couldn't be served."""
-    parts = {"database": database_state(), "redis": redis_state()}
+    """Whether the parts are there, each by itself; 503 when a page couldn't be served. Nothing but
+    the words "ok", "down" and "unknown": anybody may ask."""
+    parts = {"database": database_state(), "redis": redis_state(), **alive.states()}
     return JsonResponse(parts, status=200 if parts["database"] == "ok" else 503)
 
 
@@ -85,21 +92,35 @@ def metrics(request: HttpRequest) -> HttpResponse:
     return HttpResponse(figures.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def _error(request: HttpRequest, template: str, status: int) -> HttpResponse:
+    """A fixed text, with the id under which the log has the rest."""
+    return render(request, template, {"request_id": logs.request_id()}, status=status)
+
+
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    return render(request, "400.html", status=400)
+    return _error(request, "400.html", 400)
 
 
 def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    return render(request, "403.html", status=403)
+    return _error(request, "403.html", 403)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    return render(request, "403_csrf.html", status=403)
+    return _error(request, "403_csrf.html", 403)
 
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    return render(request, "404.html", status=404)
+    return _error(request, "404.html", 404)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    return render(request, "500.html", status=500)
+    """Called while the exception is handled. A database that doesn't answer, or has no room, is
+    not a fault of the page: whoever asks again in a moment gets it."""
+    fault = sys.exception()
+    if isinstance(fault, (OperationalError, InterfaceError)) or (
+        isinstance(fault, OSError) and fault.errno in NO_ROOM
+    ):
+        response = _error(request, "503.html", 503)
+        response.headers["Retry-After"] = "5"
+        return response
+    return _error(request, "500.html", 500)

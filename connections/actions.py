@@ -13,6 +13,7 @@ import datetime as dt
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -103,7 +104,7 @@ def create(
     """
     unknown = sync.with_mode(unknown_fields or {}, models_synced)
     values = _cleaned(data)
-    secret_values, header_values = _cleaned_secrets(values["auth_type"], secret, headers)
+    secret_values, header_values = cleaned_secrets(values["auth_type"], secret, headers)
     _check_address(values["base_url"], resolve=resolve)
     typed_slug = values.pop("slug")
     while True:
@@ -173,7 +174,7 @@ def update(
     with transaction.atomic():
         row = lock_connection(connection)
         values = _cleaned(_merged(row, changes))
-        secret_values, header_values = _cleaned_secrets(values["auth_type"], secret, headers)
+        secret_values, header_values = cleaned_secrets(values["auth_type"], secret, headers)
         if values.pop("slug") != row.slug:
             raise ValidationError({"slug": [_("The slug of a connection never changes.")]})
         changed = [name for name, value in values.items() if getattr(row, name) != value]
@@ -213,9 +214,10 @@ def update(
             destroy_secret(actor, row, stored[purpose])
         if _takes_no_secret(row) and Secret.Purpose.AUTH in stored:
             destroy_secret(actor, row, stored[Secret.Purpose.AUTH])
-        if secret_values or before != row.binding:
-            # It was entered for another destination, or this one is the newer.
-            discard_candidate(actor, row, "replaced" if secret_values else "edited")
+        if new_secrets:
+            # It was entered for another destination, or these are the newer.
+            is_newer = bool(secret_values) or header_values is not None
+            discard_candidate(actor, row, "replaced" if is_newer else "edited")
         if secret_values:
             store_secret(actor, row, Secret.Purpose.AUTH, secret_values)
         if header_values:
@@ -383,14 +385,17 @@ def take_models(
 # -- the list --------------------------------------------------------------------------------------
 
 
-def set_global_default(actor: Actor, connection: Connection) -> None:
-    """Takes the locks of the list."""
+def set_global_default(actor: Actor, connection: Connection) -> Connection | None:
+    """Returns the one that was it before. Takes the locks of the list."""
     with transaction.atomic():
-        row = lock_list().get(connection.pk)
+        rows = lock_list()
+        row = rows.get(connection.pk)
         if row is None:
             raise ValidationError(_("This connection was deleted."))
+        before = next((other for other in rows.values() if other.is_default), None)
         move_default(actor, row)
     connection.is_default = True
+    return before
 
 
 def reorder(actor: Actor, ids: Sequence[uuid.UUID]) -> None:
@@ -408,13 +413,49 @@ def reorder(actor: Actor, ids: Sequence[uuid.UUID]) -> None:
             record(actor, "connection.reorder", ordered[0], order=[row.slug for row in ordered])
 
 
-def move(actor: Actor, connection: Connection, to: int) -> None:
-    """To the place `to` of the list (0 is first; beyond the end is last). Takes the locks of the
-    list."""
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Where a connection stands now (`place` counts from 1), and after which one it stood before:
+    None where it was the first."""
+
+    place: int
+    total: int
+    stood_after: Connection | None
+
+
+def move(
+    actor: Actor,
+    connection: Connection,
+    to: int | None = None,
+    *,
+    by: int = 0,
+    before: str = "",
+    after: str = "",
+) -> Moved:
+    """To the place `to` of the list (0 is first; beyond the end is last), or `by` so many places,
+    or right `before` or `after` the connection with that slug. Reads the places under the locks of
+    the list, which it takes: of two admins' moves each finds what the other left."""
     with transaction.atomic():
-        others = [pk for pk in lock_list() if pk != connection.pk]
-        others.insert(max(0, to), connection.pk)
-        reorder(actor, others)
+        rows = list(lock_list().values())
+        here = next((n for n, row in enumerate(rows) if row.pk == connection.pk), None)
+        if here is None:
+            raise ValidationError(_("This connection was deleted."))
+        stood_after = rows[here - 1] if here else None
+        moved = rows.pop(here)
+        if before or after:
+            named = next((n for n, row in enumerate(rows) if row.slug == (before or after)), None)
+            if named is None:
+                raise ValidationError(
+                    _("The list was changed meanwhile. Look at it again, then move “%(name)s”.")
+                    % {"name": moved.name}
+                )
+            to = named if before else named + 1
+        elif to is None:
+            to = here + by
+        place = min(max(0, to), len(rows))
+        rows.insert(place, moved)
+        reorder(actor, [row.pk for row in rows])
+    return Moved(place + 1, len(rows), stood_after)
 
 
 # -- the parts -------------------------------------------------------------------------------------
@@ -445,7 +486,7 @@ def _cleaned(data: Mapping[str, Any]) -> dict[str, Any]:
     return result.values
 
 
-def _cleaned_secrets(
+def cleaned_secrets(
     auth_type: str, secret: Mapping[str, Any] | None, headers: Any
 ) -> tuple[dict[str, str], dict[str, str] | None]:
     """The secret's fields, {} for none given; the headers, None for not given."""

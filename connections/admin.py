@@ -32,7 +32,7 @@ from connections.providers.base import ErrorKind
 from connections.sentences import Reason, sentence
 from connections.validation import FIELDS, clean_connection
 from workspaces import rotation
-from workspaces.admin import Audited, FewChoices, ReadOnly
+from workspaces.admin import SHOWN, Audited, FewChoices, ReadOnly
 from workspaces.audit import record
 from workspaces.vault import VaultError
 
@@ -108,6 +108,7 @@ class ErrorFilter(admin.SimpleListFilter):
 @admin.register(Connection)
 class ConnectionAdmin(admin.ModelAdmin):
     form = ConnectionAdminForm
+    list_per_page = SHOWN
     list_display = (
         *("name", "slug", "provider_type", "auth_type", "status_label", "enabled", "is_default"),
         *("access", "position", "last_used_at"),
@@ -331,7 +332,7 @@ class ProbeResultAdmin(ReadOnly, admin.ModelAdmin):
         "requested_by",
     )
     list_filter = ("passed", ErrorFilter, "started_at", ("connection", FewChoices))
-    list_select_related = ("connection", "requested_by")
+    list_prefetch = ("connection", "requested_by")
     search_fields = ("connection__name", "connection__slug")
     show_full_result_count = False
     fields = (
@@ -346,7 +347,7 @@ class AlertSettingsAdmin(ReadOnly, admin.ModelAdmin):
 
     list_display = ("failures", "by_mail", "webhook_origin", "mail_sent_at", "webhook_sent_at")
     fields = (
-        *("failures", "by_mail", "webhook_origin", "mail_sent_at", "mail_error"),
+        *("failures", "of_budgets", "by_mail", "webhook_origin", "mail_sent_at", "mail_error"),
         *("webhook_sent_at", "webhook_error"),
     )
 
@@ -364,13 +365,19 @@ class AlertOptOutAdmin(ReadOnly, admin.ModelAdmin):
 
 @admin.register(Alert)
 class AlertAdmin(ReadOnly, admin.ModelAdmin):
-    list_display = ("at", "connection", "state", "error_kind", "since", "mail", "webhook")
+    list_display = (
+        *("at", "connection", "workspace", "state", "error_kind", "limit", "since", "mail"),
+        "webhook",
+    )
     list_filter = ("state", ErrorFilter, "mail", "webhook", ("connection", FewChoices))
-    list_select_related = ("connection",)
-    search_fields = ("connection__name", "connection__slug")
+    list_select_related = ("connection", "workspace")
+    search_fields = ("connection__name", "connection__slug", "workspace__name")
     date_hierarchy = "at"
     show_full_result_count = False
-    fields = ("connection", "at", "state", "since", "error_kind", "mail", "webhook")
+    fields = (
+        *("connection", "workspace", "at", "state", "since", "error_kind", "limit", "mail"),
+        "webhook",
+    )
 
 
 @admin.register(Budget)

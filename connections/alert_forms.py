@@ -35,6 +35,11 @@ class AlertsForm(Problems, forms.Form):
         max_value=alerts.MOST_FAILURES,
         help_text=_("So many validations have to fail before anybody is told."),
     )
+    of_budgets = forms.BooleanField(
+        label=_("Tell of budgets"),
+        required=False,
+        help_text=_("Once a month when one reaches its notice, and once when it is used up."),
+    )
     by_mail = forms.BooleanField(label=_("Mail the instance admins"), required=False)
     webhook_url = forms.CharField(
         label=_("Webhook address"), required=False, widget=_WriteOnly(attrs=_SECRET)
@@ -51,7 +56,8 @@ class AlertsForm(Problems, forms.Form):
     remove_webhook = forms.BooleanField(label=_("Remove the webhook"), required=False)
 
     def __init__(self, data: Mapping[str, Any] | None, *, now: AlertSettings) -> None:
-        super().__init__(data, initial={"failures": now.failures, "by_mail": now.by_mail})
+        names = ("failures", "of_budgets", "by_mail")
+        super().__init__(data, initial={name: getattr(now, name) for name in names})
         help_text = _t("Encrypted and never shown again, as such an address often holds a key.")
         if now.has_webhook:
             help_text = _t("Stored, for %(host)s. Leave blank to keep it.")

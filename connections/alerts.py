@@ -1,9 +1,11 @@
-"""Telling people that a connection fails, and that it works again: by mail and by a webhook.
+"""Telling people that a connection fails, that it works again, and that a budget is used: by mail
+and by a webhook.
 
 A probe that is written down makes an `Alert` row in its own transaction (`note`): the failure that
 makes it so many in a row, and the first success after that. A secret that has grown old makes one
-too, once (`remind_of_age`). Once a minute Celery sends what is due, each channel in one message
-that lists everything, at most one a quarter of an hour. A message is claimed before it is sent, by
+too, once (`remind_of_age`), and a budget that reaches a limit (`of_limit`). Once a minute Celery
+sends what is due, each channel in one message that lists everything, at most one a quarter of an
+hour. A message is claimed before it is sent, by
 moving the channel's `…_after` on: of two workers one sends it. What was refused for certain is due
 again with the next message, for a day; what may have arrived isn't sent twice.
 
@@ -20,7 +22,7 @@ import json
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +35,7 @@ from django.db.models import Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import date_format
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -49,7 +52,7 @@ from connections.sentences import sentence
 from workspaces import egress
 from workspaces.audit import record
 from workspaces.languages import speaking_to
-from workspaces.models import User
+from workspaces.models import Membership, Role, User, Workspace
 from workspaces.registry import Keeper
 from workspaces.runtime import get_runtime
 from workspaces.vault import Plain, VaultError
@@ -70,6 +73,7 @@ WATCH_EVERY = dt.timedelta(minutes=30)  # until it works again
 
 Delivery, State = Alert.Delivery, Alert.State
 HEALTH = (State.FAILING, State.RECOVERED)  # of which the newest says how a connection is
+LIMITS = (State.SOFT_LIMIT, State.HARD_LIMIT)
 
 _FAULTS = {
     "smtp": gettext_lazy("The mail server refused the message, or can't be reached."),
@@ -91,8 +95,13 @@ def fault_text(kind: str) -> str:
     return str(_FAULTS.get(kind, _FAULTS["connect"])) if kind else ""
 
 
+_AS_INSTANCE_ADMIN = gettext_lazy("You get this as an instance admin. To stop it: %(url)s")
+_AS_ADMIN = gettext_lazy("You get this as an admin of the workspace.")
+_AS_WHO_ASKED = gettext_lazy("You get this because you asked for a test.")
+
 _SAVED = [
-    *("failures", "by_mail", "webhook_origin", "webhook_url", "webhook_secret", "webhook_error"),
+    *("failures", "of_budgets", "by_mail"),
+    *("webhook_origin", "webhook_url", "webhook_secret", "webhook_error"),
 ]
 
 
@@ -113,6 +122,7 @@ def update(
     *,
     failures: int,
     by_mail: bool,
+    of_budgets: bool = True,
     webhook_url: str = "",
     webhook_secret: str = "",
     remove_webhook: bool = False,
@@ -127,12 +137,10 @@ def update(
         raise ValidationError({"failures": [text]})
     with transaction.atomic():
         row = _locked()
-        changed = [
-            name
-            for name, value in (("failures", failures), ("by_mail", by_mail))
-            if getattr(row, name) != value
-        ]
-        row.failures, row.by_mail = failures, by_mail
+        wanted = {"failures": failures, "of_budgets": of_budgets, "by_mail": by_mail}
+        changed = [name for name, value in wanted.items() if getattr(row, name) != value]
+        for name in changed:
+            setattr(row, name, wanted[name])
         hosts: dict[str, str] = {}
         if remove_webhook and row.has_webhook:
             record(actor, "secret.destroy", row, purpose=WEBHOOK, host=row.webhook_origin)
@@ -154,6 +162,8 @@ def update(
         for channel, on in ((MAIL, mails(row)), (WEBHOOK, row.has_webhook)):
             if not on:
                 _waiting(channel).update(**{channel: Delivery.OFF})
+            elif not of_budgets:
+                _waiting(channel).filter(state__in=LIMITS).update(**{channel: Delivery.OFF})
         record(actor, "alerts.update", row, changed=changed, **hosts)
     return changed
 
@@ -272,6 +282,17 @@ def remind_of_age(now: dt.datetime | None = None) -> int:
     return told
 
 
+def of_limit(
+    target: Connection | Workspace, state: Alert.State, *, limit: str, month: dt.date
+) -> None:
+    """Tells that a budget reached a limit, in the transaction that writes that down. `limit` is its
+    amount for people. Two queries."""
+    now = current()
+    channels = now if now.of_budgets else None
+    since = dt.datetime.combine(month, dt.time(), dt.UTC)
+    _make(target, channels, state, limit=limit, since=since)
+
+
 def old_secrets(now: dt.datetime | None = None) -> Q:
     """Which secrets are old, by the operator's setting, which isn't 0."""
     before = (now or timezone.now()) - dt.timedelta(days=settings.SECRET_MAX_AGE_DAYS)
@@ -283,12 +304,15 @@ def old_secrets(now: dt.datetime | None = None) -> Q:
     )
 
 
-def _make(connection: Connection, now: AlertSettings, state: str, **fields: Any) -> Alert:
+def _make(
+    target: Connection | Workspace, now: AlertSettings | None, state: str, **fields: Any
+) -> Alert:
+    """`now`: the settings that hold, None to note it only."""
     return Alert.objects.create(
-        connection=connection,
+        **{"workspace" if isinstance(target, Workspace) else "connection": target},
         state=state,
-        mail=Delivery.DUE if mails(now) else Delivery.OFF,
-        webhook=Delivery.DUE if now.has_webhook else Delivery.OFF,
+        mail=Delivery.DUE if now and mails(now) else Delivery.OFF,
+        webhook=Delivery.DUE if now and now.has_webhook else Delivery.OFF,
         **fields,
     )
 
@@ -305,43 +329,65 @@ class Line:
     state: str
     time: dt.datetime
     url: str
-    since: dt.datetime | None = None
-    error_kind: str = ""
-    auth_type: str = ""
+    alert: Alert | None = field(default=None, repr=False)  # with its rows read; None for a test
+    workspace_id: uuid.UUID | None = None  # whose budget it is about
 
     @classmethod
     def of(cls, alert: Alert) -> Line:
-        connection = alert.connection
-        page = "detail" if alert.state == State.OLD_SECRET else "health"
-        page = f"connections:{page}"
+        target = alert.target
         return cls(
-            name=" ".join(connection.name.split()),
-            slug=connection.slug,
+            name=" ".join(target.name.split()),
+            slug=target.slug,
             state=alert.state,
             time=alert.at,
-            url=settings.PUBLIC_URL + reverse(page, args=[connection.slug]),
-            since=alert.since,
-            error_kind=alert.error_kind,
-            auth_type=connection.auth_type,
+            url=settings.PUBLIC_URL + page_of(alert),
+            alert=alert,
+            workspace_id=alert.workspace_id,
         )
 
     @property
     def sentence(self) -> str:
-        if self.since is None:
+        if self.alert is None:
             return _("This is a test of the alerts. Nothing is wrong.")
-        since = date_format(self.since.astimezone(dt.UTC), "DATETIME_FORMAT")
-        if self.state == State.FAILING:
-            found = sentence(self.error_kind, self.auth_type)
-            text = _("It fails since %(since)s UTC. %(sentence)s")
-            return text % {"since": since, "sentence": found.text}
-        if self.state == State.OLD_SECRET:
-            text = _("Its secret was entered on %(since)s UTC. Replace it on its page.")
-            return text % {"since": since}
-        return _("It works again; it had failed since %(since)s UTC.") % {"since": since}
+        return _said(self.alert)
 
     @property
     def title(self) -> str:
         return f"{self.name}: {State(self.state).label}" if self.state in State else self.name
+
+
+def page_of(alert: Alert) -> str:
+    """The path of the page that shows more of it."""
+    if alert.workspace:
+        return reverse("usage:workspace", args=[alert.workspace.slug])
+    page = "health" if alert.state in HEALTH else "detail"
+    return reverse(f"connections:{page}", args=[alert.target.slug])
+
+
+def _said(alert: Alert) -> str:
+    at = alert.since.astimezone(dt.UTC)
+    if alert.state in LIMITS:
+        text = _("The notice level of its budget, %(limit)s for %(month)s, is reached.")
+        if alert.state == State.HARD_LIMIT:
+            text = _("Its budget of %(limit)s for %(month)s is used up: nothing more is sent.")
+        return text % {"limit": alert.limit, "month": date_format(at, "F Y")}
+    words = {"since": date_format(at, "DATETIME_FORMAT")}
+    if alert.state == State.OLD_SECRET:
+        return _("Its secret was entered on %(since)s UTC. Replace it on its page.") % words
+    if alert.state == State.RECOVERED:
+        return _("It works again; it had failed since %(since)s UTC.") % words
+    auth_type = alert.connection.auth_type if alert.connection else ""
+    words["sentence"] = sentence(alert.error_kind, auth_type).text
+    return _("It fails since %(since)s UTC. %(sentence)s") % words
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """One who gets a mail, with what concerns that person; `why` stands below it."""
+
+    person: User = field(repr=False)
+    lines: list[Line]
+    why: Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +397,7 @@ class Message:
     channel: str
     lines: list[Line]
     alerts: list[uuid.UUID] = field(default_factory=list)
-    recipients: list[User] = field(default_factory=list, repr=False)
+    recipients: list[Recipient] = field(default_factory=list)
     url: str = field(default="", repr=False)
     secret: bytes = field(default=b"", repr=False)
     fault: str = ""  # why it can't be sent at all
@@ -370,6 +416,14 @@ class Message:
             said.append(text % {"n": good})
         if old := sum(line.state == State.OLD_SECRET for line in self.lines):
             said.append(ngettext("%(n)d secret is old", "%(n)d secrets are old", old) % {"n": old})
+        if near := sum(line.state == State.SOFT_LIMIT for line in self.lines):
+            text = ngettext(
+                "%(n)d budget is at its notice", "%(n)d budgets are at their notice", near
+            )
+            said.append(text % {"n": near})
+        if over := sum(line.state == State.HARD_LIMIT for line in self.lines):
+            text = ngettext("%(n)d budget is used up", "%(n)d budgets are used up", over)
+            said.append(text % {"n": over})
         return "Patchbay: " + (", ".join(said) or _("a test"))
 
     @property
@@ -445,22 +499,39 @@ def claim(channel: str, *, now: dt.datetime | None = None) -> Message | None:
         if not (mails(row) if channel == MAIL else row.has_webhook):
             waiting.update(**{channel: Delivery.OFF})
             return None
-        found = list(waiting.select_related("connection").order_by("at", "id")[:MOST_LISTED])
+        full = waiting.select_related("connection", "workspace")
+        found = list(full.order_by("at", "id")[:MOST_LISTED])
         if not found:
             return None
         keys = [alert.pk for alert in found]
         Alert.objects.filter(pk__in=keys).update(**{channel: Delivery.SENDING})
         lines = [Line.of(alert) for alert in found]
         if channel == MAIL:
-            return Message(channel, lines, keys, recipients=recipients())
+            return Message(channel, lines, keys, recipients=recipients(lines))
         return _to_webhook("schedule", row, lines, keys)
 
 
-def recipients() -> list[User]:
-    """The instance admins who want mail."""
-    wanted = User.objects.filter(is_active=True, is_superuser=True)
+def recipients(lines: list[Line]) -> list[Recipient]:
+    """Who is mailed what: instance admins who want mail get all of it, a workspace's own admins
+    what is about its budget. Two queries at most."""
     out = AlertOptOut.objects.values("user")
-    return list(wanted.exclude(pk__in=out).order_by("email").only("email", "language"))
+    people = User.objects.filter(is_active=True).exclude(pk__in=out).order_by("email")
+    told = [
+        Recipient(person, lines, _AS_INSTANCE_ADMIN)
+        for person in people.filter(is_superuser=True).only("email", "language")
+    ]
+    spaces = {line.workspace_id for line in lines if line.workspace_id}
+    if not spaces:
+        return told
+    led: dict[User, set[uuid.UUID]] = {}
+    rows = Membership.objects.filter(workspace__in=spaces, role=Role.ADMIN, user__in=people)
+    rows = rows.filter(user__is_superuser=False).order_by("user__email").select_related("user")
+    for row in rows:
+        led.setdefault(row.user, set()).add(row.workspace_id)
+    return told + [
+        Recipient(person, [line for line in lines if line.workspace_id in mine], _AS_ADMIN)
+        for person, mine in led.items()
+    ]
 
 
 def _to_webhook(
@@ -491,12 +562,13 @@ def _mail(message: Message) -> str:
         return "nobody"
     where = settings.PUBLIC_URL + reverse("connections:alerts")
     sent, fault = 0, ""
-    for person in message.recipients:
-        with speaking_to(person):
-            why = _("You get this as an instance admin. To stop it: %(url)s") % {"url": where}
-            subject, text = message.subject, f"{message.text}\n\n--\n{why}\n"
+    for to in message.recipients:
+        own = replace(message, lines=to.lines)
+        with speaking_to(to.person):
+            subject = own.subject
+            text = f"{own.text}\n\n--\n{str(to.why) % {'url': where}}\n"
         try:
-            send_mail(subject, text, None, [person.email])
+            send_mail(subject, text, None, [to.person.email])
             sent += 1
         except OSError as error:  # of which every SMTP error is one
             logger.warning("an alert could not be mailed (%s)", type(error).__name__)
@@ -559,7 +631,8 @@ def test(actor: User) -> dict[str, str]:
         record(actor, "alerts.test", row)
         posted = _to_webhook(actor, row, [line]) if row.has_webhook else None
     if mails(row):
-        found[MAIL] = _mail(Message(MAIL, [line], recipients=[actor]))
+        to = Recipient(actor, [line], _AS_WHO_ASKED)
+        found[MAIL] = _mail(Message(MAIL, [line], recipients=[to]))
     if posted is not None:
         found[WEBHOOK] = posted.fault or asyncio.run(_post_once(posted))
     return found

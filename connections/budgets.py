@@ -4,6 +4,9 @@ Each budget holds the running total of its month, increased in the transaction i
 usage is counted, so that a send looks at two rows at most and never at the turns. A total of
 another month than this one counts as nothing: the month needs no task to begin anew. What a turn
 uses is known when it ends, so a hard limit is overshot by what ran when it was reached.
+
+The passing of a limit is told once a month: in the audit, and by an alert. A limit that was moved
+away from what is used counts anew.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ from django.utils import timezone
 from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 
-from connections.models import Budget, Connection
+from connections import alerts
+from connections.models import Alert, Budget, Connection
 from connections.registry import Used, used_since
 from workspaces.audit import record
 from workspaces.models import User, Workspace
 
 LIMITS = ("soft_cost", "hard_cost", "soft_tokens", "hard_tokens")
 _TOTALS = ("month", "cost", "tokens", "unpriced", "covered")
+_TOLD = ("soft_told", "hard_told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +67,20 @@ class Standing:
 
     @property
     def is_over_soft(self) -> bool:
-        return self._reaches("soft")
+        return bool(self.reached("soft"))
 
     @property
     def is_over_hard(self) -> bool:
-        return self._reaches("hard")
+        return bool(self.reached("hard"))
 
-    def _reaches(self, kind: str) -> bool:
+    def reached(self, kind: str) -> str:
+        """The limit of this kind, "soft" or "hard", that is reached, for people; "" for none."""
         cost, tokens = (getattr(self.budget, f"{kind}_{unit}") for unit in ("cost", "tokens"))
-        return (cost is not None and self.used.cost >= cost) or (
-            tokens is not None and self.used.tokens >= tokens
-        )
+        if cost is not None and self.used.cost >= cost:
+            return money(cost)
+        if tokens is not None and self.used.tokens >= tokens:
+            return _tokens(tokens)
+        return ""
 
     @property
     def resets(self) -> str:
@@ -82,14 +90,10 @@ class Standing:
     @property
     def refusal(self) -> str:
         """Why nothing is sent, for anybody; "" while there is room."""
-        budget, limits = self.budget, []
-        if budget.hard_cost is not None and self.used.cost >= budget.hard_cost:
-            limits.append(money(budget.hard_cost))
-        elif budget.hard_tokens is not None and self.used.tokens >= budget.hard_tokens:
-            limits.append(_tokens(budget.hard_tokens))
-        if not limits:
+        budget, limit = self.budget, self.reached("hard")
+        if not limit:
             return ""
-        words = {"limit": limits[0], "month": date_format(self.month, "F")}
+        words = {"limit": limit, "month": date_format(self.month, "F")}
         if budget.workspace_id is not None:
             said = _("%(name)s has used its budget of %(limit)s for %(month)s.")
         else:
@@ -201,8 +205,8 @@ def add(
     now: dt.datetime | None = None,
 ) -> None:
     """Adds an ended turn's usage to the budgets over it, in the transaction that counts it, and
-    writes down the first passing of a limit in a month. Locks the budgets, always in the same
-    order. One query, one more for each budget."""
+    tells of the first passing of a limit in a month. Locks the budgets, always in the same order.
+    One query, one more for each budget."""
     month = month_of(now)
     rows = _over(workspace_id, connection_id).select_for_update(of=("self",)).order_by("pk")
     for budget in rows:
@@ -211,14 +215,20 @@ def add(
         budget.month = max(budget.month, month)
         budget.cost, budget.tokens = total.cost, total.tokens
         budget.unpriced, budget.covered = total.unpriced, total.covered
-        fields = [*_TOTALS]
-        after = Standing(budget, budget.month, total)
-        for kind, reached in (("soft", after.is_over_soft), ("hard", after.is_over_hard)):
-            if reached and getattr(budget, f"{kind}_told") != budget.month:
-                setattr(budget, f"{kind}_told", budget.month)
-                fields.append(f"{kind}_told")
-                _record("turn", f"budget.{kind}", budget, month=f"{budget.month:%Y-%m}")
-        budget.save(update_fields=fields)
+        _tell("turn", Standing(budget, budget.month, total))
+        budget.save(update_fields=[*_TOTALS, *_TOLD])
+
+
+def _tell(actor: User | str, standing: Standing) -> None:
+    """Tells of each limit that is reached, unless that was done this month; the caller holds the
+    budget's row and saves it."""
+    budget, month = standing.budget, standing.month
+    for kind, state in (("soft", Alert.State.SOFT_LIMIT), ("hard", Alert.State.HARD_LIMIT)):
+        limit = standing.reached(kind)
+        if limit and getattr(budget, f"{kind}_told") != month:
+            setattr(budget, f"{kind}_told", month)
+            _record(actor, f"budget.{kind}", budget, month=f"{month:%Y-%m}")
+            alerts.of_limit(budget.target, state, limit=limit, month=month)
 
 
 def _record(actor: User | str, action: str, budget: Budget, **details: Any) -> None:
@@ -271,8 +281,13 @@ def set_limits(
                 assert budget is not None
         for name, value in wanted.items():
             setattr(budget, name, value)
-        budget.save(update_fields=LIMITS)
         _record(actor, "budget.update", budget)
+        standing = _standing(budget, now)
+        for kind in ("soft", "hard"):
+            if not standing.reached(kind):
+                setattr(budget, f"{kind}_told", None)
+        _tell(actor, standing)
+        budget.save(update_fields=[*LIMITS, *_TOLD])
     return True
 
 

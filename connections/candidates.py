@@ -1,4 +1,6 @@
-"""A new secret beside the one in use: entered, checked on the ladder, promoted in one step.
+"""A new secret beside the one in use: entered, checked on the ladder, promoted in one step. New
+extra headers are secrets of the same kind, entered with the new key or alone; what isn't entered
+stays, and the check is made with it.
 
 The old secret goes on being used until the new one has passed; then one transaction seals the new
 one in its place, destroys the candidate and writes the audit row. What fails stays a candidate, for
@@ -27,6 +29,7 @@ from connections import alerts
 from connections.actions import (
     HEALTH_FIELDS,
     Actor,
+    cleaned_secrets,
     discard_candidate,
     hints_of,
     host_of,
@@ -37,7 +40,6 @@ from connections.actions import (
 from connections.choices import SECRET_FIELDS, AuthType, Status
 from connections.ladder import RungResult, verdict
 from connections.models import Connection, ProbeResult, Secret, SecretCandidate
-from connections.validation import clean_secret
 from workspaces.audit import record
 from workspaces.models import User
 from workspaces.vault import Plain, VaultError
@@ -50,9 +52,19 @@ MOST_DUE = 500
 State = SecretCandidate.State
 
 
+HEADERS = "extra_headers"  # their place in the sealed value, beside the fields of the auth type
+
+
 def takes_secret(connection: Connection) -> bool:
-    """Whether people type its secret: a sign-in and the server's own environment are no such."""
-    return bool(SECRET_FIELDS[AuthType(connection.auth_type)])
+    """Whether people type a secret of it: a sign-in and the server's own environment are no such,
+    stored extra headers are. No query when `secrets` is prefetched."""
+    return bool(fields_of(connection))
+
+
+def fields_of(connection: Connection) -> list[str]:
+    """The names of what can be entered anew."""
+    has_headers = connection.secret_for(Secret.Purpose.HEADERS) is not None
+    return [*SECRET_FIELDS[AuthType(connection.auth_type)], *([HEADERS] if has_headers else [])]
 
 
 # -- the verbs -------------------------------------------------------------------------------------
@@ -78,15 +90,14 @@ def enter(
         if not takes_secret(row):
             raise ValidationError(_("This connection takes no secret that is typed."))
         values = _cleaned(row, typed)
-        first = next(iter(values))
+        first = next(name for name in fields_of(row) if name in values)
         if entered_for and entered_for != row.binding:
             text = _(
                 "The connection's settings were changed meanwhile: its secret goes to %(host)s "
                 "now. Enter it again if it is meant for that."
             )
             raise ValidationError({first: [text % {"host": host_of(row.binding)}]})
-        stored = row.secrets.filter(purpose=Secret.Purpose.AUTH).first()
-        if stored and stored.binding == row.binding and opened(stored) == values:
+        if all(_is_in_use(row, part, purpose) for part, purpose in _parts(values)):
             return None
         there = SecretCandidate.objects.filter(connection=row).first()
         if there is not None and not there.is_expired:
@@ -106,7 +117,7 @@ def enter(
             connection=row,
             binding=row.binding,
             value=Plain(json.dumps(values)),
-            hints=hints_of(values),
+            hints=hints_of({name: text for name, text in values.items() if name != HEADERS}),
             created_at=now,
             created_by=person,
             expires_at=now + KEPT,
@@ -181,7 +192,18 @@ class Taken:
     candidate_id: uuid.UUID
     started_at: dt.datetime
     lease: dt.datetime
-    values: dict[str, str] | None = field(repr=False)
+    values: dict[str, Any] | None = field(repr=False)
+
+    @property
+    def secret(self) -> dict[str, str] | None:
+        """The fields of the auth type, None for those in use."""
+        values = self.values or {}
+        return {name: text for name, text in values.items() if name != HEADERS} or None
+
+    @property
+    def headers(self) -> dict[str, str] | None:
+        """None for those in use."""
+        return (self.values or {}).get(HEADERS)
 
 
 def due(now: dt.datetime | None = None) -> list[uuid.UUID]:
@@ -264,23 +286,35 @@ def settle(taken: Taken, results: Sequence[RungResult], *, next_check_at: dt.dat
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def opened(secret: Secret | SecretCandidate) -> dict[str, str] | None:
-    """Its fields, None when it can't be read."""
+def opened(secret: Secret | SecretCandidate) -> dict[str, Any] | None:
+    """Its fields, of a candidate with the headers among them; None when it can't be read."""
     try:
         return json.loads(secret.value.open())
     except (VaultError, ValueError):
         return None
 
 
-def _cleaned(connection: Connection, typed: Mapping[str, Any]) -> dict[str, str]:
-    result = clean_secret(connection.auth_type, typed)
-    errors = dict(result.errors)
-    if not errors and not result.values:
-        first = next(iter(SECRET_FIELDS[AuthType(connection.auth_type)]))
-        errors[first] = [_("Enter the new secret.")]
-    if errors:
-        raise ValidationError(errors)
-    return result.values
+def _parts(values: Mapping[str, Any]) -> list[tuple[dict[str, str], Secret.Purpose]]:
+    """What was entered, by the stored secret whose place it takes."""
+    fields = {name: text for name, text in values.items() if name != HEADERS}
+    found = ((fields, Secret.Purpose.AUTH), (values.get(HEADERS), Secret.Purpose.HEADERS))
+    return [(dict(part), purpose) for part, purpose in found if part]
+
+
+def _is_in_use(row: Connection, part: Mapping[str, str], purpose: Secret.Purpose) -> bool:
+    stored = row.secrets.filter(purpose=purpose).first()
+    return bool(stored and stored.binding == row.binding and opened(stored) == part)
+
+
+def _cleaned(connection: Connection, typed: Mapping[str, Any]) -> dict[str, Any]:
+    fields = fields_of(connection)
+    given = typed.get(HEADERS) if HEADERS in fields else None
+    values, headers = cleaned_secrets(connection.auth_type, typed, given or None)
+    if headers is not None and not headers:
+        raise ValidationError({HEADERS: [_("Headers are removed on the edit page.")]})
+    if not values and not headers:
+        raise ValidationError({fields[0]: [_("Enter the new secret.")]})
+    return {**values, **({HEADERS: headers} if headers else {})}
 
 
 def _found(row: Connection, candidate_id: str) -> SecretCandidate:
@@ -318,16 +352,15 @@ def _promote(
     actor: Actor,
     row: Connection,
     candidate: SecretCandidate,
-    values: Mapping[str, str],
+    values: Mapping[str, Any],
     *,
     proven: bool,
 ) -> None:
     """Within a transaction that holds the connection's row lock; the caller saves the row."""
-    secret = store_secret(
-        actor, row, Secret.Purpose.AUTH, values, action="secret.promote", proven=proven
-    )
-    # Its age counts from when a person had it in hand.
-    secret.created_at, secret.created_by = candidate.created_at, candidate.created_by
-    secret.save(update_fields=["created_at", "created_by"])
+    for part, purpose in _parts(values):
+        secret = store_secret(actor, row, purpose, part, action="secret.promote", proven=proven)
+        # Its age counts from when a person had it in hand.
+        secret.created_at, secret.created_by = candidate.created_at, candidate.created_by
+        secret.save(update_fields=["created_at", "created_by"])
     candidate.delete()
     mark_unchecked(row)

@@ -11,6 +11,7 @@ from connections.models import Connection
 from workspaces.palette import Asked, Command, Group
 
 MOST = 1_000  # connections that are looked through
+_SLUG = "SLUG"  # no connection's: theirs are in lower case
 
 
 def commands(asked: Asked) -> Iterator[Command]:
@@ -34,9 +35,17 @@ def commands(asked: Asked) -> Iterator[Command]:
         (_("Deleted connections"), "connections:deleted", "trash"),
     ):
         yield Command(Group.PAGES, label, reverse(view), icon)
+    # A thousand addresses one by one would take the time of the page; a slug needs no escaping.
+    there = reverse("connections:detail", args=[_SLUG])
+    validate = reverse("connections:validate", args=[_SLUG])
+    sentence = _("Validate %(name)s")
+    words = [word.lower() for word in asked.words]
     for slug, name in Connection.objects.living().values_list("slug", "name")[:MOST]:
-        there = reverse("connections:detail", args=[slug])
-        yield Command(Group.CONNECTIONS, name, there, "plug", note=slug, words=slug)
-        validate = _("Validate %(name)s") % {"name": name}
-        url = reverse("connections:validate", args=[slug])
-        yield Command(Group.ACTIONS, validate, url, "refresh", words=slug, is_post=True)
+        action = sentence % {"name": name}
+        text = f"{action} {name} {slug}".lower()
+        if not all(word in text for word in words):
+            continue
+        url = there.replace(_SLUG, slug)
+        yield Command(Group.CONNECTIONS, name, url, "plug", note=slug, words=slug)
+        url = validate.replace(_SLUG, slug)
+        yield Command(Group.ACTIONS, action, url, "refresh", words=slug, is_post=True)

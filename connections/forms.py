@@ -232,7 +232,7 @@ class ConnectionForm(Problems, forms.Form):
             **(initial or {}),
         }
         if connection is not None:
-            start |= _stored(connection)
+            start |= stored_values(connection)
         if data is not None and not bind:
             start |= _typed(data)
         super().__init__(data if bind else None, initial=start)
@@ -435,14 +435,16 @@ class ConnectionForm(Problems, forms.Form):
                 _("Encrypted, sent to this provider and address only, never shown again."),
             )
         )
+        safer = ""
         if self._works_in_use():
-            credentials = format_html(
-                '{} {} <a href="{}">{}</a>',
-                credentials,
+            safer = format_html(
+                '{} <a href="{}">{}</a>',
                 _t("It works and is in use: what you enter here counts at once. Safer:"),
                 reverse("connections:secret", args=[self.connection.slug]),
                 _t("replace the secret once the new one has passed its check."),
             )
+            if SECRET_FIELDS[self.auth]:
+                credentials = format_html("{} {}", credentials, safer)
         window = _(
             "A custom endpoint counts as 128,000 tokens of text unless a model says otherwise."
         )
@@ -461,7 +463,12 @@ class ConnectionForm(Problems, forms.Form):
             ),
             self._group(_("Behaviour"), ["mid_stream_behavior enabled", "paused_message"]),
             self._group(_("Access"), ["access", "workspaces"]),
-            self._group(_("Advanced"), folded, folded=_("Headers and wire details")),
+            self._group(
+                _("Advanced"),
+                folded,
+                help=safer if self._stored_hint("extra_headers") else "",
+                folded=_("Headers and wire details"),
+            ),
         ]
 
     def _group(self, legend: Any, rows: list[str], *, help: Any = "", folded: Any = "") -> Group:
@@ -480,7 +487,8 @@ class ConnectionForm(Problems, forms.Form):
 
 
 class SecretForm(forms.Form):
-    """The fields of a new secret alone, write-only as in the large form."""
+    """The fields of a new secret alone, and the extra headers where there are any, write-only as in
+    the large form."""
 
     use_required_attribute = False
 
@@ -489,8 +497,12 @@ class SecretForm(forms.Form):
     ) -> None:
         super().__init__(data)
         self.connection = connection
-        for name in SECRET_FIELDS[AuthType(connection.auth_type)]:
+        for name in candidates.fields_of(connection):
             self.fields[name] = copy.deepcopy(ConnectionForm.base_fields[name])
+        if headers := self.fields.get(candidates.HEADERS):
+            headers.help_text = _t(
+                "One “Name: value” a line, all of them: they take the place of those in use."
+            )
         # What the person saw: another admin may change either before this is sent.
         seen = {"replaces": replaces, "entered_for": connection.binding} if data is None else data
         self.replaces, self.entered_for = seen.get("replaces", ""), seen.get("entered_for", "")
@@ -517,8 +529,13 @@ class SecretForm(forms.Form):
     def rows(self) -> list[list[BoundField]]:
         return [[bound] for bound in self]
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether a part of it may be left blank: the key or the headers."""
+        return candidates.HEADERS in self.fields and len(self.fields) > 1
 
-def _stored(connection: Connection) -> dict[str, Any]:
+
+def stored_values(connection: Connection) -> dict[str, Any]:
     """A connection's fields as the form shows them; no secret among them."""
     images = {True: "true", False: "false", None: ""}
     return {

@@ -121,13 +121,18 @@ def detail_of(stored: Mapping[str, Any]) -> str:
 Tell = Callable[[Sequence[RungResult]], Awaitable[object]]
 
 
-def subject_of(connection: Connection, *, secret: Mapping[str, str] | None = None) -> Subject:
-    """Opens the secrets. `secret`: one that is tried in place of the stored one. No query when
-    `secrets` is prefetched."""
+def subject_of(
+    connection: Connection,
+    *,
+    secret: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Subject:
+    """Opens the secrets. `secret` and `headers`: those that are tried in place of the stored ones.
+    No query when `secrets` is prefetched."""
     model = connection.default_model or next(iter(connection.model_ids), "")
-    if fault := configuration_fault(connection, secret=secret):
+    if fault := configuration_fault(connection, secret=secret, headers=headers):
         return Subject(model, fault=fault)
-    target = target_of(connection, secret=secret)
+    target = target_of(connection, secret=secret, headers=headers)
     return Subject(model, target, provider_of(connection))
 
 

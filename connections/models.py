@@ -331,7 +331,8 @@ class Secret(orm.Model):
 class SecretCandidate(orm.Model):
     """A new secret that climbs the ladder beside the one in use, until it is promoted or discarded.
 
-    The sealed value is as that of a `Secret` of the purpose `auth`. A check that is asked for has a
+    The sealed value is as that of a `Secret` of the purpose `auth`, with new extra headers, if any,
+    under `extra_headers`. A check that is asked for has a
     time from which it is due (`due_at`); who takes it moves that on, which is the lease, and
     `checking_until` ends "Checking…". `revision` is the connection's at the time of the check.
     """
@@ -507,15 +508,18 @@ class ProbeResult(orm.Model):
         verbose_name = _("probe")
         verbose_name_plural = _("probes")
         ordering = ["-started_at"]
-        indexes = [orm.Index(fields=["connection", "-started_at"], name="probe_by_connection")]
+        indexes = [
+            orm.Index(fields=["connection", "-started_at"], name="probe_by_connection"),
+            orm.Index(fields=["-started_at"], name="probe_newest_first"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.connection_id} {self.started_at:%Y-%m-%d %H:%M}"
 
 
 class AlertSettings(orm.Model):
-    """When people are told that a connection fails, and how: the singleton row, made by the first
-    change of it or the first message.
+    """When people are told that a connection fails or a budget is used, and how: the singleton row,
+    made by the first change of it or the first message.
 
     The webhook's address is a secret, as is what its messages are signed with: both sealed, bound
     to the origin they were entered for. `…_after` is the time before which a channel sends nothing
@@ -524,6 +528,7 @@ class AlertSettings(orm.Model):
 
     id = orm.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
     failures = orm.PositiveSmallIntegerField(_("failures in a row"), default=3)
+    of_budgets = orm.BooleanField(_("tell of budgets"), default=True)
     by_mail = orm.BooleanField(_("mail the instance admins"), default=True)
     webhook_origin = orm.CharField(_("webhook at"), max_length=2100, blank=True, default="")
     webhook_url = SealedField(bound_to="webhook_origin", null=True, blank=True)
@@ -567,12 +572,15 @@ class AlertOptOut(orm.Model):
 
 class Alert(orm.Model):
     """A connection began to fail, or works again: the newest of these two says which is so. Or its
-    secret has grown old, which is said once. The channels say how far telling people has come."""
+    secret has grown old, which is said once. Or the budget of a connection or a workspace reached a
+    limit, in the month that `since` begins. The channels say how far telling people has come."""
 
     class State(orm.TextChoices):
         FAILING = "failing", _("Fails")
         RECOVERED = "recovered", _("Works again")
         OLD_SECRET = "old_secret", _("Secret is old")
+        SOFT_LIMIT = "soft_limit", _("Budget at its notice")
+        HARD_LIMIT = "hard_limit", _("Budget used up")
 
     class Delivery(orm.TextChoices):
         OFF = "off", _("Off")
@@ -583,11 +591,15 @@ class Alert(orm.Model):
         GIVEN_UP = "given_up", _("Given up")
 
     id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    connection = orm.ForeignKey(Connection, orm.CASCADE, related_name="alerts")
+    connection = orm.ForeignKey(
+        Connection, orm.CASCADE, null=True, blank=True, related_name="alerts"
+    )
+    workspace = orm.ForeignKey(Workspace, orm.CASCADE, null=True, blank=True, related_name="alerts")
     state = orm.CharField(_("state"), max_length=10, choices=State)
     at = orm.DateTimeField(_("time"), default=timezone.now)
-    since = orm.DateTimeField(_("failing since"), default=timezone.now)
+    since = orm.DateTimeField(_("since"), default=timezone.now)
     error_kind = orm.CharField(max_length=24, blank=True, default="")
+    limit = orm.CharField(_("limit"), max_length=60, blank=True, default="")  # as people write it
     mail = orm.CharField(_("mail"), max_length=8, choices=Delivery, default=Delivery.OFF)
     webhook = orm.CharField(_("webhook"), max_length=8, choices=Delivery, default=Delivery.OFF)
 
@@ -595,6 +607,13 @@ class Alert(orm.Model):
         verbose_name = _("alert")
         verbose_name_plural = _("alerts")
         ordering = ["-at", "id"]
+        constraints = [
+            orm.CheckConstraint(
+                condition=orm.Q(workspace__isnull=False, connection__isnull=True)
+                | orm.Q(workspace__isnull=True, connection__isnull=False),
+                name="alert_of_one_thing",
+            ),
+        ]
         indexes = [
             orm.Index(fields=["connection", "-at"], name="alert_by_connection"),
             orm.Index(fields=["-at"], name="alert_newest_first"),
@@ -606,7 +625,19 @@ class Alert(orm.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.connection_id} {self.state} {self.at:%Y-%m-%d %H:%M}"
+        return f"{self.connection_id or self.workspace_id} {self.state} {self.at:%Y-%m-%d %H:%M}"
+
+    @property
+    def target(self) -> Workspace | Connection:
+        found = self.workspace or self.connection
+        assert found is not None
+        return found
+
+    @property
+    def tone(self) -> str:
+        return {"recovered": "success", "old_secret": "info", "soft_limit": "warning"}.get(
+            self.state, "danger"
+        )
 
 
 class Budget(orm.Model):
@@ -615,7 +646,7 @@ class Budget(orm.Model):
 
     Costs are US dollars. At a soft limit admins are told, at a hard one nothing more is sent.
     `unpriced` turns have tokens but no known price, `covered` ones ran on a signed-in account.
-    `soft_told` and `hard_told` are the months whose passing of a limit stands in the audit.
+    `soft_told` and `hard_told` are the months whose passing of a limit was told.
     """
 
     id = orm.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)

@@ -1,4 +1,5 @@
-"""Ready-made beginnings of a connection: what the form is filled with by `?preset=`.
+"""Ready-made beginnings of a connection: what the form is filled with by `?preset=`, and what the
+short path (`views_start`) asks for.
 
 The model ids of the providers' own types and of OpenRouter are in the bundled price table; those of
 somebody's own server can't be known.
@@ -6,6 +7,7 @@ somebody's own server can't be known.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,22 +15,59 @@ from typing import Any
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from connections.choices import AuthHeader, AuthType, ProviderType, Wire
+from connections.choices import (
+    SECRET_FIELDS,
+    AuthHeader,
+    AuthType,
+    MaxTokensField,
+    ProviderType,
+    Wire,
+)
+
+
+class Group(enum.Enum):
+    """The headings that the cards stand under, in this order; the last is folded."""
+
+    KEY = _("With an API key")
+    OWN = _("Your own models")
+    CLOUD = _("Your cloud account")
+    OTHER = _("Other ways")
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """`values` are the form's fields by name; `note` says in a line what it is for."""
+    """`values` are the form's fields by name; `note` says in a line what it is for. Where its key
+    is to be had: `key_url`, the provider's page for it, and `key_from`, that page in words."""
 
     key: str
     name: str | Promise
     note: str | Promise
     icon: str
     values: Mapping[str, Any] = field(default_factory=dict)
+    group: Group = Group.OTHER
+    key_from: str | Promise = ""
+    key_url: str = ""
 
     @property
     def initial(self) -> dict[str, Any]:
         return {"name": str(self.name), **self.values}
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The form's fields that a person has to fill in: what the values can't know."""
+        named = self.values
+        asked: list[str] = []
+        if ProviderType(named["provider_type"]).is_compat and not named.get("base_url"):
+            asked = ["name", "base_url"]
+        if named["auth_type"] == AuthType.NONE:
+            asked = ["base_url"]
+        asked += [name for name in ("aws_region", "gcp_region") if name in named]
+        if named["provider_type"] == ProviderType.VERTEX:
+            asked.insert(0, "gcp_project_id")
+        asked += SECRET_FIELDS[AuthType(named["auth_type"])]
+        if not named.get("models"):
+            asked.append("default_model")
+        return tuple(asked)
 
 
 def _anthropic(auth: AuthType) -> dict[str, Any]:
@@ -83,6 +122,9 @@ PRESETS: dict[str, Preset] = {
             _("Claude, with an API key from the Anthropic console."),
             "key",
             _anthropic(AuthType.API_KEY),
+            group=Group.KEY,
+            key_from="console.anthropic.com",
+            key_url="https://console.anthropic.com/settings/keys",
         ),
         Preset(
             "claude-oauth",
@@ -92,11 +134,29 @@ PRESETS: dict[str, Preset] = {
             _anthropic(AuthType.OAUTH),
         ),
         Preset(
+            "openai",
+            "OpenAI",
+            _("GPT models, with an API key from the OpenAI platform."),
+            "key",
+            {
+                **_openai_compat("https://api.openai.com/v1"),
+                "max_tokens_field": MaxTokensField.MAX_COMPLETION_TOKENS,
+                "models": "gpt-6.1-sol\ngpt-6-luna",
+                "default_model": "gpt-6.1-sol",
+            },
+            group=Group.KEY,
+            key_from="platform.openai.com",
+            key_url="https://platform.openai.com/api-keys",
+        ),
+        Preset(
             "openrouter",
             "OpenRouter",
             _("Many models behind one key, in the OpenAI wire format."),
             "route",
             {**_openai_compat("https://openrouter.ai/api/v1"), **_CLAUDE_ELSEWHERE},
+            group=Group.KEY,
+            key_from="openrouter.ai",
+            key_url="https://openrouter.ai/settings/keys",
         ),
         Preset(
             "openrouter-anthropic",
@@ -111,6 +171,8 @@ PRESETS: dict[str, Preset] = {
                 "auth_header": AuthHeader.BEARER,
                 **_CLAUDE_ELSEWHERE,
             },
+            key_from="openrouter.ai",
+            key_url="https://openrouter.ai/settings/keys",
         ),
         Preset(
             "bedrock",
@@ -118,6 +180,9 @@ PRESETS: dict[str, Preset] = {
             _("Claude and others in your AWS account, with IAM credentials."),
             "cloud",
             _bedrock(AuthType.IAM_CREDENTIALS),
+            group=Group.CLOUD,
+            key_from=_("AWS console (IAM)"),
+            key_url="https://console.aws.amazon.com/iam/home#/users",
         ),
         Preset(
             "bedrock-environment",
@@ -132,6 +197,9 @@ PRESETS: dict[str, Preset] = {
             _("Gemini and Claude in your Google Cloud project, with a service account's key."),
             "cloud",
             _vertex(AuthType.SERVICE_ACCOUNT_FILE),
+            group=Group.CLOUD,
+            key_from=_("Google Cloud console"),
+            key_url="https://console.cloud.google.com/iam-admin/serviceaccounts",
         ),
         Preset(
             "vertex-environment",
@@ -151,6 +219,8 @@ PRESETS: dict[str, Preset] = {
                 "models": "gpt-6.1-sol\ngpt-6-luna",
                 "default_model": "gpt-6.1-sol",
             },
+            key_from="platform.openai.com",
+            key_url="https://platform.openai.com/api-keys",
         ),
         Preset(
             "vercel",
@@ -158,20 +228,25 @@ PRESETS: dict[str, Preset] = {
             _("Many providers behind Vercel's gateway and one key."),
             "bolt",
             {**_openai_compat("https://ai-gateway.vercel.sh/v1"), **_CLAUDE_ELSEWHERE},
+            group=Group.KEY,
+            key_from="vercel.com",
+            key_url="https://vercel.com/docs/ai-gateway/authentication",
         ),
         Preset(
             "ollama",
             "Ollama",
-            _("Models on this machine, without a key."),
+            _("Open models, on this machine or in your network."),
             "device-desktop",
             _openai_compat("http://127.0.0.1:11434/v1", auth=AuthType.NONE),
+            group=Group.OWN,
         ),
         Preset(
             "lm-studio",
             "LM Studio",
-            _("Models on this machine, served by LM Studio."),
+            _("Models that LM Studio serves on this machine."),
             "device-desktop",
             _openai_compat("http://127.0.0.1:1234/v1", auth=AuthType.NONE),
+            group=Group.OWN,
         ),
         Preset(
             "vllm",
@@ -179,6 +254,8 @@ PRESETS: dict[str, Preset] = {
             _("Your own inference server. Enter its address."),
             "server",
             _openai_compat("", auth=AuthType.API_KEY_WITH_ENDPOINT),
+            group=Group.OWN,
+            key_from=_("the one it was started with"),
         ),
         Preset(
             "openai-compatible",
@@ -186,6 +263,8 @@ PRESETS: dict[str, Preset] = {
             _("Any endpoint that speaks OpenAI Chat Completions."),
             "plug-connected",
             _openai_compat(""),
+            group=Group.OWN,
+            key_from=_("from whoever runs it"),
         ),
         Preset(
             "anthropic-compatible",
@@ -197,6 +276,11 @@ PRESETS: dict[str, Preset] = {
                 "auth_type": AuthType.API_KEY_WITH_ENDPOINT,
                 "custom_endpoint_api": Wire.ANTHROPIC_MESSAGES,
             },
+            key_from=_("from whoever runs it"),
         ),
     )
 }
+
+
+def by_group() -> list[tuple[Group, list[Preset]]]:
+    return [(group, [one for one in PRESETS.values() if one.group is group]) for group in Group]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 
 from connections.capabilities import first_model, usable_models
@@ -139,26 +140,67 @@ class Usable:
     first_model: str
 
 
+LOADED_FIRST = 100  # connections; it takes as many unusable ones to need the others
+
+
 @dataclass(slots=True)
 class Candidates:
-    """The list as one workspace sees it, loaded once: what `resolve` and a page's cards share."""
+    """The list as one workspace sees it, loaded once: what `resolve` and a page's cards share. Of a
+    long one the beginning, with the defaults; the rest when nothing there can be used."""
 
-    connections: Sequence[Connection]
+    workspace: Workspace
+    connections: list[Connection]  # those loaded so far
     rows: dict[uuid.UUID, WorkspaceConnection]
+    is_whole: bool = True
     _faults: dict[uuid.UUID, Reason | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, workspace: Workspace, *, only: uuid.UUID | None = None) -> Candidates:
-        """Three queries: the list (or of it the one that a session has chosen), its secrets, the
-        workspace's rows."""
-        connections = Connection.objects.living().with_secrets()
+    def of(
+        cls,
+        workspace: Workspace,
+        *,
+        only: uuid.UUID | None = None,
+        also: uuid.UUID | None = None,
+    ) -> Candidates:
+        """Three queries: the list (of it only the one that a session has chosen; or also one that
+        may stand far back), its secrets, the workspace's rows."""
         rows = WorkspaceConnection.objects.filter(workspace=workspace)
         if only is not None:
-            connections, rows = connections.filter(pk=only), rows.filter(connection=only)
-        return cls(connections=list(connections), rows={row.connection_id: row for row in rows})
+            rows, some = rows.filter(connection=only), Q(pk=only)
+        else:
+            first = Connection.objects.living().values("pk")[:LOADED_FIRST]
+            own = WorkspaceConnection.objects.filter(workspace=workspace, is_default=True)
+            some = Q(pk__in=first) | Q(is_default=True) | Q(pk__in=own.values("connection"))
+            if also is not None:
+                some |= Q(pk=also)
+        found = list(_loaded().filter(some))
+        return cls(
+            workspace,
+            found,
+            {row.connection_id: row for row in rows},
+            is_whole=only is not None or len(found) < LOADED_FIRST,
+        )
+
+    def load(self, connection_ids: Iterable[uuid.UUID]) -> list[Connection]:
+        """Those of the list with these ids. Two queries where some weren't loaded yet."""
+        wanted = set(connection_ids)
+        missing = wanted - {one.pk for one in self.connections}
+        if missing and not self.is_whole:
+            self.connections += _loaded().filter(pk__in=missing)
+        return [one for one in self.connections if one.pk in wanted]
+
+    def all(self) -> Iterator[Connection]:
+        """The list, loaded as far as one asks; two queries for all that is left."""
+        yield from list(self.connections)
+        if not self.is_whole:
+            seen = {one.pk for one in self.connections}
+            rest = [one for one in _loaded() if one.pk not in seen]
+            self.connections += rest
+            self.is_whole = True
+            yield from rest
 
     def get(self, connection_id: uuid.UUID) -> Connection | None:
-        return next((c for c in self.connections if c.id == connection_id), None)
+        return next(iter(self.load([connection_id])), None)
 
     def without(self, connection: Connection) -> Candidates:
         """The same list as if `connection` were disabled."""
@@ -184,12 +226,32 @@ class Candidates:
 
     def usable(self) -> list[Usable]:
         """What the workspace can use, in the list's order."""
-        return [
-            Usable(c, usable_models(c, row), first_model(c, row))
-            for c in self.connections
-            if self.fault(c) is None
-            for row in [self.rows.get(c.id)]
-        ]
+        return [usable for c in self.all() for usable in self._usable(c)]
+
+    def usable_one(self, connection_id: uuid.UUID) -> Usable | None:
+        """The one of them with this id, if the workspace can use it."""
+        connection = self.get(connection_id)
+        return next(iter(self._usable(connection)), None) if connection else None
+
+    def offer(self, most: int) -> tuple[list[Usable], list[tuple[str, str]]]:
+        """The first that the workspace can use, and slug and name of those that it may be able to
+        use besides: nobody looked at their secrets. One query."""
+        found: list[Usable] = []
+        looked: set[str] = set()
+        for connection in self.all():
+            if len(found) == most:
+                break
+            looked.add(connection.slug)
+            found += self._usable(connection)
+        others = Connection.objects.visible_to(self.workspace).filter(enabled=True)
+        return found, [pair for pair in others.values_list("slug", "name") if pair[0] not in looked]
+
+    def _usable(self, connection: Connection) -> list[Usable]:
+        """It, or nothing."""
+        if self.fault(connection) is not None:
+            return []
+        row = self.rows.get(connection.id)
+        return [Usable(connection, usable_models(connection, row), first_model(connection, row))]
 
 
 def resolve(
@@ -235,13 +297,18 @@ def _chosen(among: Candidates, choice: Choice) -> Resolution:
     return Resolution(connection, Rule.SESSION, model, trace=trace)
 
 
-def _in_order(among: Candidates) -> list[tuple[Rule, Connection | None]]:
-    workspace_default = next(
-        (among.get(row.connection_id) for row in among.rows.values() if row.is_default), None
-    )
-    global_default = next((c for c in among.connections if c.is_default), None)
-    first = [(Rule.FIRST, c) for c in among.connections] or [(Rule.FIRST, None)]
-    return [(Rule.WORKSPACE, workspace_default), (Rule.GLOBAL, global_default), *first]
+def _in_order(among: Candidates) -> Iterator[tuple[Rule, Connection | None]]:
+    own = next((row.connection_id for row in among.rows.values() if row.is_default), None)
+    yield Rule.WORKSPACE, among.get(own) if own else None
+    yield Rule.GLOBAL, next((c for c in among.connections if c.is_default), None)
+    if not among.connections:
+        yield Rule.FIRST, None
+    for connection in among.all():
+        yield Rule.FIRST, connection
+
+
+def _loaded() -> QuerySet[Connection]:
+    return Connection.objects.living().with_secrets().defer("unknown_fields", "imported_as")
 
 
 _NOTHING = {

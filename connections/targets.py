@@ -103,13 +103,17 @@ def availability(connection: Connection) -> Fault | None:
 
 
 def configuration_fault(
-    connection: Connection, *, secret: Mapping[str, str] | None = None
+    connection: Connection,
+    *,
+    secret: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Fault | None:
-    """As `availability`, but a paused connection may be tested too, and with another `secret`."""
+    """As `availability`, but a paused connection may be tested too, and with another `secret` and
+    other extra `headers`."""
     if connection.deleted_at is not None:
         return Reason.DELETED
     try:
-        target_of(connection, secret=secret)
+        target_of(connection, secret=secret, headers=headers)
     except TargetError as error:
         return error.reason
     if not (connection.default_model or connection.models):
@@ -125,9 +129,14 @@ def provider_of(connection: Connection) -> Provider:
     return provider
 
 
-def target_of(connection: Connection, *, secret: Mapping[str, str] | None = None) -> Target:
-    """The connection with its secrets opened, for one call or turn. `secret`: the fields of one
-    that is tried in place of the stored one. Raises `TargetError`."""
+def target_of(
+    connection: Connection,
+    *,
+    secret: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Target:
+    """The connection with its secrets opened, for one call or turn. `secret` and `headers`: those
+    that are tried in place of the stored ones. Raises `TargetError`."""
     provider_of(connection)
     fresh: Renewed | None = None
     on_codex = connection.provider_type == ProviderType.OPENAI
@@ -150,7 +159,7 @@ def target_of(connection: Connection, *, secret: Mapping[str, str] | None = None
         base_url=connection.base_url,
         wire=connection.wire,
         secret=fields,
-        extra_headers=_opened(connection, Secret.Purpose.HEADERS),
+        extra_headers=_opened(connection, Secret.Purpose.HEADERS) if headers is None else headers,
         auth_header=connection.auth_header,
         max_tokens_field=connection.max_tokens_field,
         region=connection.aws_region if on_aws else connection.gcp_region,

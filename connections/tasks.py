@@ -208,21 +208,23 @@ def refresh_models_due() -> None:
 
 @shared_task
 def send_alerts() -> None:
-    """Hands over the messages that tell of failing connections, when some are due."""
+    """Hands over the messages of the alerts, when some are due."""
     if alerts.anything_due():
         get_runtime().submit(alerts.send_due(), name="alerts")
 
 
 @shared_task
 def prune() -> None:
-    """Drops old probes, alerts but a connection's newest, attempts to sign in long over, new
-    secrets that nobody promoted, and tombstones that nothing needs. Tells of old secrets."""
+    """Drops old probes, alerts but the newest of a connection's health, attempts to sign in long
+    over, new secrets that nobody promoted, and tombstones that nothing needs. Tells of old secrets.
+    """
     now = timezone.now()
     ProbeResult.objects.filter(started_at__lt=now - HISTORY).delete()
     newer = Alert.objects.filter(
         connection=OuterRef("connection"), at__gt=OuterRef("at"), state__in=alerts.HEALTH
     )
-    Alert.objects.filter(Exists(newer), at__lt=now - HISTORY).delete()
+    old = Alert.objects.filter(at__lt=now - HISTORY)
+    old.filter(Exists(newer) | ~Q(state__in=alerts.HEALTH)).delete()
     SignIn.objects.filter(expires_at__lt=now - SIGN_INS_KEPT).delete()
     candidates.discard_expired()
     alerts.remind_of_age()
@@ -268,7 +270,10 @@ async def probe(connection_id: uuid.UUID, *, force: bool = False) -> ProbeResult
             return None
         connection, result = taken
         upto = Rung.MODELS if result.trigger == SCHEDULE else Rung.STREAM
-        results = await climb(subject_of(connection), upto=upto)
+        # What somebody waits for is shown rung by rung; the schedule's writes once.
+        watched = result.trigger != SCHEDULE
+        tell = functools.partial(db, _tell, result) if watched else None
+        results = await climb(subject_of(connection), upto=upto, tell=tell)
         return await db(_write_down, connection, result, results)
 
 
@@ -296,8 +301,15 @@ def _take(
             result = ProbeResult(connection=connection, trigger=trigger)
         result.started_at = now
         result.revision = connection.revision
+        result.rungs = []  # of a worker that died on the way
         result.save()
     return connection, result
+
+
+def _tell(result: ProbeResult, results: list[RungResult]) -> None:
+    """Shows how far a probe has climbed."""
+    rungs = [rung.as_json() for rung in results]
+    ProbeResult.objects.filter(pk=result.pk, finished_at=None).update(rungs=rungs)
 
 
 def _write_down(
@@ -357,7 +369,7 @@ async def check(connection_id: uuid.UUID) -> None:
         if taken.values is None:
             subject = Subject(fault=Reason.SEALED)
         else:
-            subject = subject_of(taken.connection, secret=taken.values)
+            subject = subject_of(taken.connection, secret=taken.secret, headers=taken.headers)
         tell = functools.partial(db, candidates.note, taken)
         results = await climb(subject, tell=tell)
         later = CHECK_EVERY * random.uniform(0.8, 1.2)  # noqa: S311

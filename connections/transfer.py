@@ -304,7 +304,7 @@ def left_out_of(generation: Generation) -> tuple[schema.LeftOut, ...]:
 def _exported(
     generation: Generation, *, slugs: Collection[str] | None, workspaces: bool
 ) -> Exported:
-    chosen: Iterable[Connection] = Connection.objects.living()
+    chosen: Iterable[Connection] = Connection.objects.living().defer("cleared")
     if slugs is not None:
         chosen = [connection for connection in chosen if connection.slug in slugs]
     spaces = _workspaces() if workspaces else []

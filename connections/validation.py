@@ -58,7 +58,12 @@ FIELDS = (
     "note",
 )
 # Part of the pages' addresses under /connections/: never a connection's slug.
-RESERVED_SLUGS = frozenset({"new", "import", "export", "validate", "deleted", "status", "alerts"})
+RESERVED_SLUGS = frozenset(
+    {
+        *("new", "import", "export", "validate", "deleted", "status", "alerts"),
+        *("selected", "progress"),
+    }
+)
 
 MAX_MODELS = 2_000
 MAX_MODELS_CHARACTERS = 400_000

@@ -4,20 +4,20 @@ AI settings. Each view's first line gets its object through a permission check."
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import wraps
 from typing import Any
+from urllib.parse import urlencode
 
-from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
-from django.core.paginator import Page, Paginator
+from django.core.paginator import Paginator
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import get_object_or_404, render, resolve_url
 from django.template.loader import render_to_string
 from django.urls import reverse
-from django.utils.safestring import SafeString, mark_safe
+from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.debug import sensitive_post_parameters
@@ -26,20 +26,18 @@ from django_htmx.http import HttpResponseClientRedirect
 
 from connections import (
     actions,
-    alerts,
     budgets,
     candidates,
     display,
     grants,
-    health,
+    listing,
     sign_in,
     tasks,
     validation,
 )
 from connections.capabilities import usable_models
-from connections.deleting import recently_deleted
-from connections.forms import WRITE_ONLY, ConnectionForm
-from connections.models import Connection, Secret
+from connections.forms import WRITE_ONLY, ConnectionForm, stored_values
+from connections.models import Connection
 from connections.presets import PRESETS
 from connections.registry import live_on
 from connections.resolve import Candidates, Rule, resolve
@@ -47,7 +45,7 @@ from connections.sentences import sentence
 from workspaces.models import Role
 from workspaces.permissions import need_instance_admin, workspace_for
 
-PER_PAGE = 40
+PER_PAGE = 30
 
 
 class SeeOther(HttpResponseRedirect):
@@ -71,107 +69,32 @@ def answers_refusals(view: Callable[..., HttpResponse]) -> Callable[..., HttpRes
     return wrapped
 
 
-# -- the list --------------------------------------------------------------------------------------
-
-
-@require_safe
-def connection_list(request: HttpRequest) -> HttpResponse:
-    """Settings → AI; `?secrets=old`: those whose secret is to be replaced."""
-    need_instance_admin(request)
-    old = request.GET.get("secrets") == "old"
-    page = _page(request.GET.get("page"), old=old)
-    context = _list_context(page) | {"old": old}
-    context["presets"] = None if page.paginator.count or old else PRESETS.values()
-    return render(request, "connections/list.html", context)
-
-
-@require_safe
-def connection_row(request: HttpRequest, slug: str) -> HttpResponse:
-    """One row of the list, which asks for itself while it is checked. 204 leaves the row alone (a
-    menu may be open); a deleted connection's row goes."""
-    need_instance_admin(request)
-    connection = Connection.objects.living().with_secrets().filter(slug=slug).first()
-    if connection is None:
-        return HttpResponse()
-    row = _row(connection)
-    if row.is_checking:
-        return HttpResponse(status=204)
-    return render(request, "connections/list.html#row", _list_context() | {"row": row})
-
-
-def _page(number: Any, *, old: bool = False) -> Page:
-    """Four queries: the count, the page, its secrets, its last days. `old`: only those whose secret
-    is."""
-    listed = Connection.objects.living().with_secrets().defer("unknown_fields", "imported_as")
-    if old:
-        listed = listed.filter(pk__in=_old_secrets().values("connection"))
-    page = Paginator(listed, PER_PAGE).get_page(number)
-    menus, found = _Menus(), list(page.object_list)
-    strips = health.strips([connection.pk for connection in found], health.DAYS_IN_LIST)
-    rows = [
-        display.Row.of(connection, place, menu=menus.of(connection), strip=strips[connection.pk])
-        for place, connection in enumerate(found, page.start_index())
-    ]
-    # A hundred rows that are checked at once may not ask a hundred times a second.
-    poll = 1 + sum(row.is_checking for row in rows) // 10
-    page.object_list = [replace(row, poll=poll) for row in rows]
-    return page
-
-
-def _row(connection: Connection) -> display.Row:
-    before = Connection.objects.living().filter(position__lt=connection.position).count()
-    strip = health.strips([connection.pk], health.DAYS_IN_LIST)[connection.pk]
-    return display.Row.of(connection, before + 1, menu=_Menus().of(connection), strip=strip)
-
-
-def _list_context(page: Page | None = None) -> dict[str, Any]:
-    context: dict[str, Any] = {"page": page}
-    if page is not None:
-        context["deleted"] = recently_deleted().count()
-        context["old_secrets"] = _old_secrets().count()
-    return context
-
-
-def _old_secrets() -> QuerySet[Secret]:
-    if not settings.SECRET_MAX_AGE_DAYS:
-        return Secret.objects.none()
-    return Secret.objects.filter(alerts.old_secrets())
-
-
-class _Menus(dict[tuple[bool, bool, str], str]):
-    """The rows' menus, which differ in the slug alone once three switches are set: each kind is
-    rendered once, as it is most of what a row costs. A slug has no letter that HTML or a URL would
-    write in another way (`slugs.validate_slug`)."""
-
-    SLUG = "SLUG"  # no connection's: theirs are in lower case
-
-    def __missing__(self, kind: tuple[bool, bool, str]) -> str:
-        is_default, enabled, behaviour = kind
-        connection = Connection(
-            slug=self.SLUG, is_default=is_default, enabled=enabled, mid_stream_behavior=behaviour
-        )
-        choices = display.MID_STREAM_CHOICES
-        context = {"connection": connection, "mid_stream_choices": choices, "live": True}
-        self[kind] = render_to_string("connections/menu.html", context)
-        return self[kind]
-
-    def of(self, connection: Connection) -> SafeString:
-        kind = (connection.is_default, connection.enabled, connection.mid_stream_behavior)
-        return mark_safe(self[kind].replace(self.SLUG, connection.slug))  # noqa: S308
-
-
 # -- adding, editing -------------------------------------------------------------------------------
 
 
 @sensitive_post_parameters(*WRITE_ONLY)
 @require_http_methods(["GET", "HEAD", "POST"])
 def connection_create(request: HttpRequest) -> HttpResponse:
-    """The form, filled in by `?preset=`."""
+    """The form, filled in by `?preset=`, or by `?like=` another connection's slug: all but its
+    secrets and headers, which are bound to it."""
     need_instance_admin(request)
     url = reverse("connections:create")
     preset = PRESETS.get(request.GET.get("preset", ""))
-    context = {"presets": PRESETS.values(), "preset": preset, "crumbs": connection_crumbs(_("Add"))}
-    return _form_page(request, url, context, initial=preset.initial if preset else None)
+    initial = preset.initial if preset else None
+    slug = request.GET.get("like")
+    like = get_object_or_404(Connection.objects.living(), slug=slug) if slug else None
+    if like is not None:
+        initial = stored_values(like) | {
+            "name": _("%(name)s (copy)") % {"name": like.name[:80]},
+            "slug": "",
+        }
+    context = {
+        "presets": () if like else PRESETS.values(),
+        "preset": preset,
+        "like": like,
+        "crumbs": connection_crumbs(_("Duplicate") if like else _("Add")),
+    }
+    return _form_page(request, url, context, initial=initial)
 
 
 @sensitive_post_parameters(*WRITE_ONLY)
@@ -293,23 +216,7 @@ def connection_validate(request: HttpRequest, slug: str) -> HttpResponse:
     """Asks for a probe; a second press while one runs asks for nothing."""
     connection = connection_for(request, slug)
     ask_for_validation(request, [connection])
-    return _after(request, connection)
-
-
-@require_POST
-def connection_validate_many(request: HttpRequest) -> HttpResponse:
-    """Those named by `slug`, or all when none is (the button "Validate selected" means none)."""
-    need_instance_admin(request)
-    slugs, only = request.POST.getlist("slug"), request.POST.get("only", "")
-    wanted = Connection.objects.living().with_secrets()
-    if only == "selected" or (slugs and only != "all"):
-        wanted = wanted.filter(slug__in=[slug for slug in slugs[:1_000] if "\0" not in slug])
-    connections = list(wanted)
-    if connections:
-        ask_for_validation(request, connections)
-    else:
-        messages.warning(request, _("Select at least one connection first."))
-    return _after(request)
+    return after(request, connection)
 
 
 @require_POST
@@ -330,10 +237,13 @@ def connection_refresh_models(request: HttpRequest, slug: str) -> HttpResponse:
 @answers_refusals
 def connection_set_default(request: HttpRequest, slug: str) -> HttpResponse:
     connection = connection_for(request, slug)
-    actions.set_global_default(request.user, connection)
-    said = _("“%(name)s” is the global default now.")
-    messages.success(request, said % {"name": connection.name})
-    return _after(request, connection)
+    before = actions.set_global_default(request.user, connection)
+    said = _("“%(name)s” is the global default now.") % {"name": connection.name}
+    undo = ""
+    if before is not None and before.pk != connection.pk:
+        undo = reverse("connections:default", args=[before.slug])
+    say(request, said, undo=undo)
+    return after(request, connection)
 
 
 @require_POST
@@ -344,11 +254,13 @@ def connection_set_mid_stream(request: HttpRequest, slug: str) -> HttpResponse:
     behaviour = request.POST.get("mid_stream_behavior")
     if behaviour is None:
         raise ValidationError(_("Use mid_stream_behavior=steer or queue, or leave it empty."))
+    before = connection.mid_stream_behavior
     actions.set_mid_stream(request.user, connection, behaviour)
     said = _("Messages sent mid-stream on “%(name)s”: %(behaviour)s.")
     words = {"name": connection.name, "behaviour": connection.mid_stream.label}
-    messages.success(request, said % words)
-    return _after(request, connection)
+    undo = request.path if before != behaviour else ""
+    say(request, said % words, undo=undo, mid_stream_behavior=before)
+    return after(request, connection)
 
 
 @require_POST
@@ -361,28 +273,13 @@ def connection_enable(request: HttpRequest, slug: str) -> HttpResponse:
     if enabled is None:
         raise ValidationError(_("Use enabled=true or enabled=false."))
     message = request.POST.get("paused_message")
+    before = connection.enabled
     actions.set_enabled(request.user, connection, enabled, message=message)
     said = _("“%(name)s” is enabled.") if connection.enabled else _("“%(name)s” is paused.")
-    messages.success(request, said % {"name": connection.name})
-    return _after(request, connection)
-
-
-@require_POST
-@answers_refusals
-def connection_order(request: HttpRequest, slug: str) -> HttpResponse:
-    """`direction` up or down, or `position`, counted from 0."""
-    connection = connection_for(request, slug)
-    order = list(Connection.objects.living().values_list("pk", flat=True))
-    here = order.index(connection.pk) if connection.pk in order else 0
-    direction, position = request.POST.get("direction"), request.POST.get("position", "")
-    if direction in ("up", "down"):
-        to = max(0, here - 1) if direction == "up" else here + 1
-    elif position.isascii() and position.isdigit() and len(position) < 10:
-        to = int(position)
-    else:
-        raise ValidationError(_("Use direction=up or direction=down, or a position from 0."))
-    actions.move(request.user, connection, to)
-    return _after(request, connection)
+    undo = request.path if before != enabled else ""
+    said %= {"name": connection.name}
+    say(request, said, undo=undo, enabled="true" if before else "false")
+    return after(request, connection)
 
 
 # -- a workspace's AI settings ---------------------------------------------------------------------
@@ -394,22 +291,28 @@ def ai_settings(request: HttpRequest, workspace: str) -> HttpResponse:
     slug: which one would be used if that one were disabled."""
     access = workspace_for(request, workspace)
     among = Candidates.of(access.workspace)
-    open_to = [connection for connection in among.connections if among.accessible(connection)]
+    visible = Connection.objects.visible_to(access.workspace)
+    open_to = list(visible.values_list("pk", "slug", "name"))
     page = Paginator(open_to, PER_PAGE).get_page(request.GET.get("page"))
-    cards = display.cards(among, page.object_list)
+    cards = display.cards(among, among.load(key for key, _slug, _name in page.object_list))
     problems = {card.connection.pk: card.problem for card in cards}
     default = next((row.connection_id for row in among.rows.values() if row.is_default), None)
     resolution = resolve(access.workspace, among=among)
     # Only a connection that is seen here can be asked about.
     slug = request.GET.get("without", "")
-    asked = next((connection for connection in open_to if connection.slug == slug), None)
+    asked_for = next((one[0] for one in open_to if one[1] == slug), None)
+    asked = among.get(asked_for) if asked_for else None
     context = {
         "access": access,
         "workspace": access.workspace,
         "page": page,
         "cards": cards,
+        "choices": [one[1:] for one in open_to],
         # Whose secret isn't opened for this page has no problem told.
-        "choices": [(one, problems.get(one.pk)) for one in open_to],
+        "choices_told": [
+            (slug, f"{name} ({problem.title})" if (problem := problems.get(key)) else name)
+            for key, slug, name in open_to
+        ],
         "default": among.get(default) if default else None,
         "may_change": access.has(Role.ADMIN),
         "trace": [rung for rung in resolution.trace_for(access) if rung.rule is not Rule.SESSION],
@@ -479,7 +382,7 @@ def _detail_page(
         "sign_in": display.SignInShown.of(connection, request.user),
         "shown": display.CandidateShown.of(connection),
         "age": display.SecretAge.of(connection),
-        "takes_secret": candidates.takes_secret(connection),
+        "replaceable": candidates.takes_secret(connection) and any(connection.secrets.all()),
         "live": live_on(connection.pk, request.user),
         "standing": budgets.standing_of(connection),
     }
@@ -506,31 +409,65 @@ def _models(connection: Connection) -> dict[str, Any]:
 def ask_for_validation(
     request: HttpRequest, connections: Iterable[Connection], trigger: str = "button"
 ) -> None:
+    since = timezone.now()
     begun = len(tasks.request_validation(connections, request.user, trigger))
     if begun:
         said = ngettext("Validation has begun.", "%(n)d validations have begun.", begun)
         messages.info(request, said % {"n": begun})
     else:
         messages.info(request, _("Validation is under way already."))
+    if begun >= listing.MANY:
+        listing.follow(request, since)
 
 
-def _after(request: HttpRequest, connection: Connection | None = None) -> HttpResponse:
+def say(request: HttpRequest, text: str, *, undo: str = "", **value: str) -> None:
+    """A message; with `undo`, the address that takes the change back, and with its one `value`, it
+    has a button for that (of the form that every page has for such buttons)."""
+    if undo:
+        back = {"next": request.POST.get("next", ""), "kept": request.POST.get("kept", "")}
+        query = urlencode({name: there for name, there in back.items() if there})
+        name, content = next(iter(value.items()), ("", ""))
+        text = format_html(
+            '{} <button class="link" type="submit" form="commands" formaction="{}"'
+            ' name="{}" value="{}">{}</button>',
+            text,
+            f"{undo}?{query}" if query else undo,
+            name,
+            content,
+            _("Undo"),
+        )
+    messages.success(request, text)
+
+
+def after(request: HttpRequest, connection: Connection | None = None) -> HttpResponse:
     """After a change: for htmx the row or the list it asked from, with the messages out-of-band;
-    else 303 to the page it came from."""
+    else 303 to the page it came from (`next`, and of the list the `kept` filter and page)."""
     target = request.htmx.target if request.htmx else None
+    kept = QueryDict(_sent(request, "kept")[:1_000])
     if target == "connections":
-        page = _page(request.POST.get("page"))
-        return _with_toasts(request, "connections/list.html#list", _list_context(page))
+        context = {"listed": listing.Listed.of(request, kept)}
+        return with_toasts(request, "connections/list.html#list", context)
     if connection is not None and target == f"connection-{connection.slug}":
-        row = _row(Connection.objects.with_secrets().get(pk=connection.pk))
-        return _with_toasts(request, "connections/list.html#row", _list_context() | {"row": row})
-    if connection is not None and request.POST.get("next") == "detail":
+        row = listing.row_of(Connection.objects.with_secrets().get(pk=connection.pk))
+        return with_toasts(request, "connections/list.html#row", {"row": row})
+    if connection is not None and _sent(request, "next") == "detail":
         return SeeOther(resolve_url(connection))
-    return SeeOther(reverse("connections:list"))
+    if connection is not None and _sent(request, "next") == "start":
+        return SeeOther(reverse("start:check", args=[connection.slug]))
+    known = {
+        name: kept[name] for name in ("q", "show", "provider", "secrets", "page") if kept.get(name)
+    }
+    there = reverse("connections:list")
+    return SeeOther(f"{there}?{urlencode(known)}" if known else there)
 
 
-def _with_toasts(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
-    body = render_to_string(template, context, request)
+def _sent(request: HttpRequest, name: str) -> str:
+    return request.POST.get(name) or request.GET.get(name, "")
+
+
+def with_toasts(request: HttpRequest, template: str, context: dict[str, Any]) -> HttpResponse:
+    """A fragment ("" for none) and the messages out-of-band."""
+    body = render_to_string(template, context, request) if template else ""
     toasts = {"messages": messages.get_messages(request), "oob": True}
     return HttpResponse(body + render_to_string("components/toasts.html", toasts, request))
 

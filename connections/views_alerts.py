@@ -1,4 +1,4 @@
-"""Who is told that a connection fails, and how: for instance admins."""
+"""Who is told that a connection fails or a budget is used, and how: for instance admins."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def alert_settings(request: HttpRequest) -> HttpResponse:
     if form.is_bound and form.is_valid() and form.save(person):
         messages.success(request, _("The alerts are saved."))
         return SeeOther(reverse("connections:alerts"))
-    told = Alert.objects.filter(connection__deleted_at=None).select_related("connection")
+    told = Alert.objects.filter(connection__deleted_at=None)
+    told = told.select_related("connection", "workspace")
     context = {
         "form": form,
         "now": now,
@@ -39,14 +40,17 @@ def alert_settings(request: HttpRequest) -> HttpResponse:
         "mail_fault": alerts.fault_text(now.mail_error),
         "webhook_fault": alerts.fault_text(now.webhook_error),
         "wants_mail": alerts.wants_mail(person),
-        "told": [
-            (alert, sentence(alert.error_kind, alert.connection.auth_type).title)
-            for alert in told[:ALERTS_SHOWN]
-        ],
+        "told": [(alert, alerts.page_of(alert), _title(alert)) for alert in told[:ALERTS_SHOWN]],
         "crumbs": connection_crumbs(_("Alerts")),
     }
     status = 422 if form.is_bound else 200
     return render(request, "connections/alerts.html", context, status=status)
+
+
+def _title(alert: Alert) -> str:
+    if alert.state == Alert.State.FAILING and alert.connection:
+        return sentence(alert.error_kind, alert.connection.auth_type).title
+    return alert.limit
 
 
 @require_POST

@@ -20,13 +20,13 @@ from workspaces.permissions import need_instance_admin
 def connection_confirm_delete(request: HttpRequest, slug: str) -> HttpResponse:
     """What depends on it, the one choice, and the button; for htmx as a dialog."""
     connection = connection_for(request, slug, "workspace_rows__workspace")
-    others = list(Connection.objects.living().exclude(pk=connection.pk))
+    others = Connection.objects.living().exclude(pk=connection.pk)
     dependents = dependents_of([connection.pk]).get(connection.pk, Dependents())
     defaults = [row.workspace.name for row in connection.workspace_rows.all() if row.is_default]
     context = {
         "connection": connection,
         "effects": display.effects_of_deleting(connection, dependents, defaults),
-        "others": others,
+        "others": list(others.values_list("slug", "name")),
         "asks": bool(dependents.sessions or defaults or connection.is_default),
         "crumbs": connection_crumbs(connection, _("Delete")),
     }

@@ -15,7 +15,7 @@ from connections.models import Connection
 from connections.views import connection_crumbs, connection_for
 from workspaces.permissions import need_instance_admin
 
-PER_PAGE = 40
+PER_PAGE = 30
 
 # What was told last, by what is stored: a secret is opened for the rows of a page alone.
 _SHOWN = {

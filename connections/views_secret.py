@@ -12,7 +12,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 from connections import candidates, tasks
 from connections.actions import host_of
 from connections.display import CandidateShown
-from connections.forms import SECRET_NAMES, SecretForm
+from connections.forms import WRITE_ONLY, SecretForm
 from connections.models import Connection
 from connections.views import (
     SeeOther,
@@ -23,7 +23,7 @@ from connections.views import (
 )
 
 
-@sensitive_post_parameters(*SECRET_NAMES)
+@sensitive_post_parameters(*WRITE_ONLY)
 @require_http_methods(["GET", "HEAD", "POST"])
 def secret_replace(request: HttpRequest, slug: str) -> HttpResponse:
     """The secret's fields alone; `replaces` and `entered_for` say what the person saw. 409 where no

@@ -17,7 +17,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_safe
 
 from connections import display, schema, tasks, transfer
-from connections.choices import Status
+from connections.choices import ProviderType, Status
 from connections.models import Connection
 from connections.preview import preview
 from connections.schema import BadFile, Document, Generation, Plan, Result
@@ -210,10 +210,14 @@ def connection_export(request: HttpRequest) -> HttpResponse:
 def _export_page(
     request: HttpRequest, context: dict[str, Any], *, status: int = 200
 ) -> HttpResponse:
+    listed, labels = Connection.objects.living(), dict(ProviderType.choices)
     context |= {
         "crumbs": connection_crumbs(_("Export")),
         "generations": Generation,
-        "connections": list(Connection.objects.living().only("slug", "name", "provider_type")),
+        "connections": [
+            (slug, name, labels.get(provider, provider))
+            for slug, name, provider in listed.values_list("slug", "name", "provider_type")
+        ],
         "left_out": transfer.left_out_of(context["generation"]),
     }
     part = "#left-out" if request.htmx else ""

@@ -34,6 +34,7 @@ def readable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> C
         visible_chats(access)
         .select_related("workspace", "owner", "connection")
         .filter(pk=chat_id)
+        .order_by("pk")  # the list's own order would be a reason to read the list
         .first()
     )
     if chat is None:
@@ -116,7 +117,7 @@ def watch_all(looks: Sequence[tuple[SignIn, uuid.UUID]]) -> list[Watch | SignedO
     chats = {
         chat.pk: chat
         for chat in ChatSession.objects.filter(pk__in={chat_id for _, chat_id in looks})
-        .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
+        .annotate(active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)))
         .only("workspace_id", "owner_id", "shared", "version", "doomed_at")
     }
     members = set(

@@ -18,6 +18,7 @@ from sessions.models import (
     Flag,
     Message,
     SearchText,
+    Seen,
     ToolServer,
     Turn,
     UsageDay,
@@ -37,7 +38,7 @@ class ChatSessionAdmin(ReadOnly, admin.ModelAdmin):
         ("workspace", FewChoices),
         ("connection", FewChoices),
     )
-    list_select_related = ("workspace", "owner", "connection")
+    list_prefetch = ("workspace", "owner", "connection")
     search_fields = ("title", "owner__email", "id")
     show_full_result_count = False
     fields = (
@@ -64,7 +65,7 @@ class TurnAdmin(ReadOnly, admin.ModelAdmin):
         ("chat__workspace", FewChoices),
         ("chat__connection", FewChoices),
     )
-    list_select_related = ("chat", "started_by")
+    list_prefetch = ("chat", "started_by")
     search_fields = ("chat__title", "chat__id", "model")
     ordering = ("-created_at",)
     show_full_result_count = False
@@ -84,7 +85,7 @@ class MessageAdmin(ReadOnly, admin.ModelAdmin):
         *("role", "delivery", "is_complete", "created_at"),
         ("chat__workspace", FewChoices),
     )
-    list_select_related = ("chat", "author")
+    list_prefetch = ("chat", "author")
     search_fields = ("text", "chat__title", "chat__id")
     ordering = ("-created_at",)
     show_full_result_count = False
@@ -160,6 +161,15 @@ class FlagAdmin(ReadOnly, admin.ModelAdmin):
     search_fields = ("chat__title", "user__email")
     show_full_result_count = False
     fields = ("chat", "user")
+
+
+@admin.register(Seen)
+class SeenAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = ("chat", "user", "number")
+    list_select_related = ("chat", "user")
+    search_fields = ("chat__title", "user__email")
+    show_full_result_count = False
+    fields = ("chat", "user", "number")
 
 
 @admin.register(SearchText)

@@ -16,12 +16,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
+
+from django.db import InterfaceError, OperationalError
 
 from connections.capabilities import cost_of
 from connections.providers.base import (
@@ -54,6 +57,7 @@ from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
 
 logger = logging.getLogger(__name__)
+_ended = logging.getLogger("patchbay.turns")  # a line a turn, for machines
 
 MAX_STEPS = 25
 MAX_SECONDS = 15 * 60.0
@@ -61,6 +65,9 @@ AGAIN = frozenset({ErrorKind.RATE_LIMITED, ErrorKind.OVERLOADED, ErrorKind.CONNE
 AGAIN_TIMES = 2
 AGAIN_WITHIN = 20.0  # seconds, all waits of a step together
 AGAIN_AFTER = 2.0  # seconds before the second try, doubled before the third
+SPREAD = 1.5  # up to so many times as long: what failed together doesn't come back together
+STORE_WITHIN = 60.0  # seconds that a write waits for a database that doesn't answer
+STORE_AGAIN = 0.5
 
 
 @dataclass(slots=True)
@@ -89,6 +96,7 @@ class Agent:
         self.live, self.runtime, self.writer = live, runtime, writer
         self.turn, self.token = live.turn, live.token
         self.chat_id = str(live.turn.chat_id)
+        self.began = time.monotonic()
         self.cost: Decimal | None = None
         self.number = 0  # of the step that runs, with its reply and that one's row
         self.reply: Reply
@@ -131,15 +139,18 @@ class Agent:
             else:
                 await self._end(Turn.State.DONE)
         except turns.LeaseLost:
-            logger.info("turn %s: the lease is somebody else's", self.turn.pk)
+            logger.info("the lease of a turn is somebody else's")
+        except (OperationalError, InterfaceError) as error:
+            # The end can't be written either; the lease runs out, and a sweep writes it.
+            logger.error("a turn is given up (%s)", type(error).__name__)
         except Exception:
-            logger.exception("turn %s failed", self.turn.pk)
+            logger.exception("a turn failed")
             with contextlib.suppress(turns.LeaseLost):
                 await self._end(Turn.State.FAILED, error_kind=Reason.INTERNAL.value)
 
     async def _steps(self) -> None:
         self.toolbox = await Toolbox.open(self.runtime, self.turn)
-        prepared = await self.runtime.db(prepare, self.turn, self.toolbox.specs)
+        prepared = await self._db(prepare, self.turn, self.toolbox.specs)
         if prepared.left_out_before:
             self.turn.left_out_before = prepared.left_out_before
         self._tell_of_missing_tools(prepared)
@@ -161,11 +172,25 @@ class Agent:
                 return
         raise CannotRun(Reason.TOO_MANY_STEPS)
 
+    async def _db[T](self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """What a database function gives, asked again while there is no database or no room: a
+        reply that the provider gives meanwhile isn't lost. After a minute the error counts; the
+        lease then ends the turn."""
+        until = time.monotonic() + STORE_WITHIN
+        while True:
+            try:
+                return await self.runtime.db(function, *args, **kwargs)
+            except (OperationalError, InterfaceError) as error:
+                if time.monotonic() > until:
+                    raise
+                logger.warning(
+                    "turn %s: the database doesn't answer (%s)", self.turn.pk, type(error).__name__
+                )
+            await asyncio.sleep(STORE_AGAIN)
+
     async def _begin_step(self, receipt: uuid.UUID | None = None) -> turns.Step:
         self.number += 1
-        step = await self.runtime.db(
-            turns.begin_step, self.turn, self.token, self.number, receipt=receipt
-        )
+        step = await self._db(turns.begin_step, self.turn, self.token, self.number, receipt=receipt)
         self.message_id = step.message_id
         self.reply = Reply(self.chat_id, str(step.message_id), self.writer)
         self.live.reply, self.live.message_id = self.reply, step.message_id
@@ -173,7 +198,7 @@ class Agent:
 
     async def _entries_of(self, prepared: Prepared, message: Message) -> list[Turnlet]:
         images = prepared.capabilities.supports_images
-        return await self.runtime.db(entries_of, message, images=images)
+        return await self._db(entries_of, message, images=images)
 
     def _tell_of_missing_tools(self, prepared: Prepared) -> None:
         missing = list(self.toolbox.missing)
@@ -194,7 +219,7 @@ class Agent:
         kept: dict[uuid.UUID, dict[str, int]] = {}
         for one in shortened:
             kept.setdefault(self.answered[one.entry], {})[one.id] = one.kept
-        await self.runtime.db(turns.mark_shortened, self.turn, self.token, kept)
+        await self._db(turns.mark_shortened, self.turn, self.token, kept)
         self._say(("window", {}))
 
     async def _ask(
@@ -212,7 +237,7 @@ class Agent:
                         for part in entry.parts
                     ],
                 )
-                for message in await self.runtime.db(turns.claim_steering, self.turn, self.token)
+                for message in await self._db(turns.claim_steering, self.turn, self.token)
             ]
 
         request = ModelRequest(
@@ -241,6 +266,7 @@ class Agent:
                     or wait > left
                 ):
                     raise
+                wait = min(wait * random.uniform(1, SPREAD), left)  # noqa: S311 (no secret)
                 self._notice(error, wait)
                 await asyncio.sleep(wait)
 
@@ -262,7 +288,7 @@ class Agent:
                 if isinstance(event, Delivered):
                     receipt = uuid.UUID(event.id)
                     if receipts:  # beside the one before: one reply answers both
-                        await self.runtime.db(
+                        await self._db(
                             turns.deliver_steered,
                             self.turn,
                             self.token,
@@ -302,11 +328,13 @@ class Agent:
         """All calls of a step at once; the results stand in the order of the calls."""
 
         async def one(call: ToolCall) -> dict[str, Any]:
+            began = time.monotonic()
             if call.raw:
                 text, is_error = "The arguments aren't a JSON object.", True
             else:
                 text, is_error = await self.toolbox.run(call.name, call.args)
             result = {"t": "tool_result", "id": call.id, "name": call.name, "text": text}
+            result["ms"] = round((time.monotonic() - began) * 1000)
             return {**result, "is_error": True} if is_error else result
 
         results = await asyncio.gather(*(one(call) for call in calls))
@@ -320,7 +348,7 @@ class Agent:
         if cost is not None:
             self.cost = (self.cost or Decimal(0)) + cost
         await self.writer.settle()
-        await self.runtime.db(
+        await self._db(
             turns.finish_step,
             self.turn.pk,
             self.token,
@@ -347,10 +375,13 @@ class Agent:
             parts = [dict(part) for part in reply.finish()]
             partial = (message_id, text_of(parts), parts)
         await self.writer.settle()
-        await self.runtime.db(
+        await self._db(
             turns.end, self.turn, self.token, state, reply=partial, cost=self.cost, **why
         )
         self.writer.forget(self.chat_id)
+        milliseconds = round(1000 * (time.monotonic() - self.began))
+        ended = {"state": str(state), "error": why.get("error_kind", ""), "ms": milliseconds}
+        _ended.info("turn", extra={"fields": ended})
         if state in (Turn.State.DONE, Turn.State.FAILED) and self.turn.chat.connection_id:
             await self.runtime.db(
                 record_turn_outcome,

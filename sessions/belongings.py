@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from django.db.models import Count, F, Min, Q, Sum
 
 from sessions import keeping
-from sessions.models import Attachment, ChatSession, Flag, Message, UsageDay
+from sessions.models import Attachment, ChatSession, Flag, Message, Seen, UsageDay
 from workspaces import people
 from workspaces.models import User, Workspace
-from workspaces.registry import Expiring, Holdings, Keeper
+from workspaces.registry import COUNTED, Expiring, Holdings, Keeper
 
 FORGOTTEN_AT_ONCE = 500  # flags
 
@@ -22,15 +22,18 @@ class Sessions(Keeper):
         """Four queries."""
         chats = ChatSession.objects.filter(owner=person, doomed_at=None).order_by()
         counted = chats.aggregate(n=Count("pk"), shared=Count("pk", filter=Q(shared=True)))
+        others = ChatSession.objects.exclude(owner=person).order_by()
+        messages = Message.objects.order_by().values("chat")  # what the indexes have
+        elsewhere = messages.filter(author=person, chat__in=others.values("pk"))
         images = Attachment.objects.filter(message__chat__in=chats).order_by()
         sizes = images.aggregate(n=Count("pk"), size=Sum("size"))
         return Holdings(
             sessions=counted["n"],
             shared=counted["shared"],
-            messages=Message.objects.filter(chat__in=chats).count(),
+            messages=messages.filter(chat__in=chats)[: COUNTED + 1].count(),
             attachments=sizes["n"],
             attachment_bytes=sizes["size"] or 0,
-            elsewhere=Message.objects.filter(author=person).exclude(chat__owner=person).count(),
+            elsewhere=elsewhere[: COUNTED + 1].count(),
         )
 
     def sessions_by_workspace(self, person: User) -> dict[uuid.UUID, int]:
@@ -46,9 +49,11 @@ class Sessions(Keeper):
         return [(person, counts[person.pk]) for person in found]
 
     def hand_over(self, workspace: Workspace, giver: User, receiver: User) -> int:
-        """Two statements, whatever the number. Open pages hear of it at their next look."""
+        """Three statements, whatever the number. Open pages hear of it at their next look."""
         chats = ChatSession.objects.filter(workspace=workspace, owner=giver, doomed_at=None)
-        Flag.objects.filter(chat__in=chats.filter(shared=False)).exclude(user=receiver).delete()
+        private = chats.filter(shared=False)
+        for model in (Flag, Seen):
+            model.objects.filter(chat__in=private).exclude(user=receiver).delete()
         return chats.update(owner=receiver, version=F("version") + 1)
 
     def erase_some(self, person: User, *, seconds: float) -> int:
@@ -58,9 +63,10 @@ class Sessions(Keeper):
         return keeping.delete_doomed(owner=person, seconds=seconds)
 
     def forget(self, person: User) -> None:
-        flags = Flag.objects.filter(user=person)
-        while some := list(flags.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]):
-            Flag.objects.filter(pk__in=some).delete()
+        for model in (Flag, Seen):
+            marks = model.objects.filter(user=person)
+            while some := list(marks.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]):
+                model.objects.filter(pk__in=some).delete()
         UsageDay.objects.filter(person=person).update(person_label="Deleted person")
 
     def expiring(self, workspace: Workspace, days: int) -> Expiring:

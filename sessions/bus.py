@@ -18,7 +18,7 @@ What is put into words stands in the stream without them, and on the page's in i
 (`sessions.wording`)::
 
     tool      {m, b, call, result?}   a tool's call: a closed `block`
-    thought   {m, b, text}            a piece of thinking that is complete: a closed `block`
+    thought   {m, b, text, ms?}       a piece of thinking that is complete: a closed `block`
     say       {said}                  the names of sentences, with their values: a `notice`
 
 Offsets make `text` and `block` idempotent, versions make the others so: an event that comes twice

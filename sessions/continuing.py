@@ -6,7 +6,9 @@ shows a seam with a link back, the old one a link on.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from django.core.files.storage import default_storage
@@ -37,13 +39,20 @@ def continue_on(chat_id: uuid.UUID, actor: User, connection: Connection | None) 
     twice, it is one continuation: one in which nobody has written yet is given back. Raises
     `turns.Refused`. Locks the session.
     """
+    with copying() as files:
+        return _continue(chat_id, actor, connection, files)
+
+
+@contextlib.contextmanager
+def copying() -> Iterator[list[str]]:
+    """A transaction that copies images, and the names of the files it has made."""
     files: list[str] = []
     try:
         with transaction.atomic():
             transaction.on_commit(files.clear)
-            return _continue(chat_id, actor, connection, files)
+            yield files
     finally:
-        # No transaction covers the disk: a continuation that failed leaves no file there.
+        # No transaction covers the disk: a new session that failed leaves no file there.
         for name in files:
             default_storage.delete(name)
 
@@ -84,8 +93,8 @@ def _continue(
         continued_from=chat,
         continued_turns=kept,
     )
-    _copy(chat, new, target, files)
-    again = None if is_whole else _ask_again(new, actor)
+    copy(chat, new, target, files, until=number)
+    again = None if is_whole else ask_again(new, actor)
     _take_along(chat, new)
     turns._changed(chat)
     audit.record(
@@ -122,12 +131,14 @@ def _target(chat: ChatSession, connection: Connection | None) -> tuple[Connectio
     raise turns.Refused("connection", _("No other connection can be used in this workspace now."))
 
 
-def _copy(chat: ChatSession, new: ChatSession, target: Connection, files: list[str]) -> None:
-    """Turns and messages under new ids, without what only the provider of before can read, and
-    without their cost, which was counted once."""
+def copy(
+    chat: ChatSession, new: ChatSession, target: Connection, files: list[str], *, until: int
+) -> None:
+    """Turns up to `until` and their messages under new ids, without what only the provider of
+    before can read, and without their cost, which was counted once."""
     same = _speaks(chat.connection) == _speaks(target)
     numbers: dict[uuid.UUID, Turn] = {}
-    for turn in Turn.objects.filter(chat=chat).order_by("number"):
+    for turn in Turn.objects.filter(chat=chat, number__lte=until).order_by("number"):
         numbers[turn.pk] = Turn(
             chat=new,
             number=turn.number,
@@ -142,8 +153,8 @@ def _copy(chat: ChatSession, new: ChatSession, target: Connection, files: list[s
         )
     Turn.objects.bulk_create(numbers.values(), batch_size=200)
     said = (
-        Message.objects.filter(chat=chat, turn__isnull=False)
-        .exclude(delivery__in=Message.WAITING)
+        Message.objects.filter(chat=chat, turn__number__lte=until)
+        .exclude(delivery__among=Message.WAITING)
         .prefetch_related("attachments")
         .order_by("seq")
     )
@@ -203,7 +214,7 @@ def _copied(attachment: Attachment, message: Message, files: list[str]) -> Attac
     return copy
 
 
-def _ask_again(new: ChatSession, actor: User) -> Turn:
+def ask_again(new: ChatSession, actor: User) -> Turn:
     """The last turn, which had no whole reply, once more: what people said stays."""
     turn = Turn.objects.filter(chat=new).order_by("-number").first()
     assert turn is not None

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from sessions.models import ChatSession, Message
 
 # Of a part what a program may want; `sig`, say, is a provider's own.
-_KEPT = ("t", "text", "id", "name", "args", "is_error")
+_KEPT = ("t", "text", "id", "name", "args", "is_error", "file")
 
 
 def as_json(chat: ChatSession) -> str:
@@ -52,7 +52,7 @@ def as_markdown(chat: ChatSession) -> str:
     for message in _messages(chat):
         when = date_format(localtime(message.created_at), "DATETIME_FORMAT")
         lines += [f"## {_one_line(_who(message))}, {when}", ""]
-        lines += [*_images(message), message.text.rstrip(), ""]
+        lines += [*_attached(message), message.text.rstrip(), ""]
     return "\n".join(lines)
 
 
@@ -93,9 +93,11 @@ def _who(message: Message) -> str:
     return message.author.label if message.author else _("Somebody")
 
 
-def _images(message: Message) -> Iterator[str]:
+def _attached(message: Message) -> Iterator[str]:
     for attachment in message.attachments.all():
         yield _("[image: %(name)s]") % {"name": _one_line(attachment.name)}
+    for file in message.files:
+        yield _("[file: %(name)s]") % {"name": _one_line(file.name)}
 
 
 def _one_line(text: str) -> str:

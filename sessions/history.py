@@ -139,7 +139,7 @@ def _page(turn: Turn, below: int) -> dict[int, list[Message]]:
         Message.objects.filter(
             chat_id=turn.chat_id, turn__number__lt=below, turn__number__gte=below - PAGE
         )
-        .exclude(delivery__in=Message.WAITING)
+        .exclude(delivery__among=Message.WAITING)
         .select_related("turn")
         .prefetch_related("attachments")
         .order_by("turn__number", "step", "role", "place", "seq")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 
 from django.core.files.uploadedfile import UploadedFile
@@ -37,9 +37,13 @@ class CheckedImage:
 def check_images(uploads: Iterable[UploadedFile]) -> list[CheckedImage]:
     """Decodes every upload; raises `ImageRefused` with a sentence for the first that isn't one."""
     uploads = list(uploads)
-    if len(uploads) > MAX_IMAGES:
-        raise ImageRefused(_("Send at most %(most)s images at once.") % {"most": MAX_IMAGES})
+    check_count(uploads)
     return [_check(number, upload) for number, upload in enumerate(uploads, 1)]
+
+
+def check_count(images: Sized) -> None:
+    if len(images) > MAX_IMAGES:
+        raise ImageRefused(_("Send at most %(most)s images at once.") % {"most": MAX_IMAGES})
 
 
 def _check(number: int, upload: UploadedFile) -> CheckedImage:

@@ -14,12 +14,12 @@ import uuid
 
 from django.core.files.storage import default_storage
 from django.db import transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from sessions import turns
-from sessions.models import Attachment, ChatSession, Flag, Message, Turn
+from sessions.models import Attachment, ChatSession, Flag, Message, Seen, Turn
 from workspaces import audit, people
 from workspaces.models import User, Workspace
 
@@ -66,6 +66,24 @@ def flag(chat: ChatSession, user: User, on: bool) -> None:
         Flag.objects.get_or_create(chat=chat, user=user)
     else:
         Flag.objects.filter(chat=chat, user=user).delete()
+
+
+def see(chat: ChatSession, user: User, number: int) -> None:
+    """Notes that the person has seen the end of turn `number`, and of all before it. Three
+    queries."""
+    ended = Turn.objects.filter(chat=chat, number__lte=number).exclude(state__among=Turn.ACTIVE)
+    last = ended.order_by("-number").values_list("number", flat=True).first() or 0
+    seen, created = Seen.objects.get_or_create(chat=chat, user=user, defaults={"number": last})
+    if not created:
+        Seen.objects.filter(pk=seen.pk, number__lt=last).update(number=last)
+
+
+def unseen_by(user: User) -> Exists:
+    """Of a session: whether a turn has ended since the person looked at it last. What they have
+    never opened isn't news."""
+    seen = Seen.objects.filter(chat=OuterRef(OuterRef("pk")), user=user).values("number")
+    ended = Turn.objects.filter(chat=OuterRef("pk"), number__gt=Subquery(seen))
+    return Exists(ended.exclude(state__among=Turn.ACTIVE))
 
 
 @transaction.atomic
@@ -122,7 +140,8 @@ def transfer(chat_id: uuid.UUID, actor: User, receiver: User) -> None:
     giver, chat.owner = chat.owner, receiver
     turns._changed(chat, "owner")
     if not chat.shared:
-        Flag.objects.filter(chat=chat).exclude(user=receiver).delete()
+        for model in (Flag, Seen):
+            model.objects.filter(chat=chat).exclude(user=receiver).delete()
     audit.record(
         actor,
         "session.transfer",
@@ -143,7 +162,7 @@ def expiring(workspace: Workspace, days: int) -> tuple[dt.datetime, QuerySet[Cha
     before = timezone.now() - dt.timedelta(days=days)
     old = ChatSession.objects.filter(
         workspace=workspace, updated_at__lt=before, doomed_at=None
-    ).filter(~Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)))
+    ).filter(~Exists(Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)))
     return before, old
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.db import transaction
-from django.db.models import BooleanField, Count, F, OuterRef, QuerySet, Subquery, Sum
-from django.db.models.expressions import RawSQL
+from django.db.models import Count, F, OuterRef, QuerySet, Subquery, Sum
 from django.urls import reverse
 
 from connections.registry import Dependents, Live, LiveTurn, Used
@@ -30,8 +29,8 @@ def count_dependents(connection_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Dep
         return dict(found.values_list(connection).annotate(Count("pk")))
 
     chats = counted(ChatSession.objects.all(), "connection")
-    waiting = counted(Message.objects.filter(delivery__in=Message.WAITING), "chat__connection")
-    running = counted(Turn.objects.filter(state__in=Turn.ACTIVE), "chat__connection")
+    waiting = counted(Message.objects.filter(delivery__among=Message.WAITING), "chat__connection")
+    running = counted(Turn.objects.filter(state__among=Turn.ACTIVE), "chat__connection")
     return {
         pk: Dependents(count, waiting.get(pk, 0), running.get(pk, 0)) for pk, count in chats.items()
     }
@@ -45,19 +44,11 @@ def find_choice(workspace: Workspace, session_id: uuid.UUID) -> Choice | None:
 
 # -- who uses a connection now ---------------------------------------------------------------------
 
-# In literals: SQLite takes a partial index only for what it can see without the parameters.
-_ACTIVE = RawSQL(
-    "agent_sessions_turn.state IN ('pending', 'running')", [], output_field=BooleanField()
-)
-_WAITS = RawSQL(
-    "agent_sessions_message.delivery IN ('steering', 'queued')", [], output_field=BooleanField()
-)
-
 
 def find_live(connection_id: uuid.UUID, viewer: User, most: int) -> Live:
     """The replies under way on a connection, the longest first. Whoever asks may see workspace and
     person; a title only of what is theirs to read. Three queries, over what is active or waits."""
-    active = Turn.objects.filter(_ACTIVE, chat__connection=connection_id)
+    active = Turn.objects.filter(state__among=Turn.ACTIVE, chat__connection=connection_id)
     found = active.order_by("created_at", "pk").annotate(
         used=F("input_tokens") + F("output_tokens")
     )
@@ -65,7 +56,7 @@ def find_live(connection_id: uuid.UUID, viewer: User, most: int) -> Live:
     # Not a join: the database would begin with every session of the connection instead of with
     # the few messages that wait.
     chat = ChatSession.objects.filter(pk=OuterRef("chat")).order_by().values("connection")
-    waiting = Message.objects.filter(_WAITS).alias(on=Subquery(chat))
+    waiting = Message.objects.filter(delivery__among=Message.WAITING).alias(on=Subquery(chat))
     return Live(
         [_live_turn(turn, viewer) for turn in rows],
         active.count(),
@@ -93,7 +84,7 @@ def _live_turn(turn: Turn, viewer: User) -> LiveTurn:
 def stop_live(connection_id: uuid.UUID, turn_id: uuid.UUID | None, actor: User) -> int:
     """Asks for the end of one reply on this connection, or of each that is under way now; how many
     were. What waits behind one goes on. One transaction a reply, with its audit row."""
-    active = Turn.objects.filter(state__in=Turn.ACTIVE, chat__connection=connection_id)
+    active = Turn.objects.filter(state__among=Turn.ACTIVE, chat__connection=connection_id)
     active = active.filter(stop_requested_at=None)
     if turn_id is not None:
         active = active.filter(pk=turn_id)

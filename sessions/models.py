@@ -18,6 +18,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from connections.models import Connection
+from sessions.textfiles import ShownFile, files_of
 from workspaces.fields import SealedField
 from workspaces.models import Workspace
 
@@ -117,6 +118,25 @@ class Flag(models.Model):
         verbose_name_plural = _("flags")
         constraints = [
             models.UniqueConstraint(fields=["user", "chat"], name="one_flag_a_person_and_session")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.chat_id}"
+
+
+class Seen(models.Model):
+    """How far a person has followed a session: the last turn whose end they have seen."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    chat = models.ForeignKey(ChatSession, models.CASCADE, related_name="seen")
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="+")
+    number = models.PositiveIntegerField(_("last turn"), default=0)
+
+    class Meta:
+        verbose_name = _("what was seen")
+        verbose_name_plural = _("what was seen")
+        constraints = [
+            models.UniqueConstraint(fields=["user", "chat"], name="seen_once_a_person_and_session")
         ]
 
     def __str__(self) -> str:
@@ -226,7 +246,12 @@ class Message(models.Model):
     seq = models.PositiveIntegerField()
     role = models.CharField(max_length=10, choices=Role)
     author = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+        settings.AUTH_USER_MODEL,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        db_index=False,  # message_by_author has it
     )
     client_key = models.CharField(max_length=64, null=True, blank=True, default=None)
     text = models.TextField(blank=True)
@@ -260,10 +285,16 @@ class Message(models.Model):
                 name="waiting_messages",
             ),
             models.Index(fields=["turn", "step"], name="message_by_turn"),
+            models.Index(fields=["author", "chat"], name="message_by_author"),
         ]
 
     def __str__(self) -> str:
         return f"{self.role} {self.seq}"
+
+    @property
+    def files(self) -> list[ShownFile]:
+        """The text files that were sent with it."""
+        return files_of(self.parts)
 
 
 class SearchText(models.Model):

@@ -8,8 +8,9 @@ The text is cut into top-level blocks by looking at whole lines only, and each b
 its own, so a block that can no longer change is rendered once, however long the message grows.
 `render` uses the same cutter, so a finished message looks as it did while it streamed. There is one
 difference: a link such as `[text][1]` whose definition comes later in the text becomes a link in
-`render` only, because the blocks before the definition were already closed. Footnotes are not
-supported; their ids would collide between the messages of a page.
+`render` only, because the blocks before the definition were already closed. Footnotes
+are small paragraphs where they stand, with raised numbers instead of links: a link's id would
+collide between the messages of a page.
 
 Work is bounded by an estimate in microseconds that depends on nothing but the text, so the same
 text always gives the same HTML. What is too expensive is shown as it was written.
@@ -25,6 +26,8 @@ import nh3
 from django.utils.safestring import SafeString
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_inline import StateInline
 
 from sessions.highlight import CLASSES, highlight
 
@@ -63,7 +66,7 @@ _INDENTATION = re.compile(r"\n([ \t]+)")
 _DEFINITION = re.compile(r"^[ >]*\[[^\]\n]{1,999}\]:", re.MULTILINE)
 
 _TAGS = (
-    "a bdi blockquote br code div em h3 h4 h5 h6 hr li ol p pre s span strong table tbody td "
+    "a bdi blockquote br code div em h3 h4 h5 h6 hr li ol p pre s span strong sup table tbody td "
     "th thead tr ul"
 )
 _sanitiser = nh3.Cleaner(
@@ -77,7 +80,7 @@ _sanitiser = nh3.Cleaner(
     set_tag_attribute_values={"a": {"target": "_blank"}},
     allowed_classes={
         "a": {"image"},
-        "div": {"code", "table"},
+        "div": {"code", "footnote", "table"},
         "li": {"task"},
         "pre": {"plain"},
         "span": CLASSES | {"image"},
@@ -458,6 +461,15 @@ class _Renderer(RendererHTML):
             return "<li>"
         return f'<li class="task">{"☑" if checked else "☐"} '
 
+    def footnote_mark(self, tokens, idx, options, env):
+        return f"<sup>{tokens[idx].content}</sup>"
+
+    def footnote_open(self, tokens, idx, options, env):
+        return f'<div class="footnote"><sup>{tokens[idx].content}</sup> '
+
+    def footnote_close(self, tokens, idx, options, env):
+        return "</div>\n"
+
     def table_open(self, tokens, idx, options, env):
         return '<div class="table"><table>\n'
 
@@ -501,6 +513,45 @@ def _code(source: str, info: str, env: dict) -> str:
     return f'<div class="code" data-copy=""{label}><pre><code>{html}</code></pre></div>\n'
 
 
+# A footnote's mark is a number: `[^a-z]` in a text is rather a class of characters.
+_FOOTNOTE = re.compile(r"\[\^([0-9]{1,3})\]")
+_FOOTNOTE_TEXT = re.compile(r" {0,3}\[\^([0-9]{1,3})\]:[ \t]+(?=\S)")
+
+
+def _footnote_mark(state: StateInline, silent: bool) -> bool:
+    """`[^1]` in a text."""
+    match = _FOOTNOTE.match(state.src, state.pos)
+    if match is None or match.end() > state.posMax:
+        return False
+    if not silent:
+        state.push("footnote_mark", "sup", 0).content = match[1]
+    state.pos = match.end()
+    return True
+
+
+def _footnote(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """`[^1]: …`, up to a blank line or to the next footnote."""
+
+    def line(number: int) -> str:
+        return state.src[state.bMarks[number] + state.tShift[number] : state.eMarks[number]]
+
+    match = _FOOTNOTE_TEXT.match(line(start))
+    if match is None or state.is_code_block(start):
+        return False
+    if silent:
+        return True
+    after = start + 1
+    while after < end and not state.isEmpty(after) and not _FOOTNOTE_TEXT.match(line(after)):
+        after += 1
+    state.push("footnote_open", "div", 1).content = match[1]
+    text = [line(start)[match.end() :], *(line(number) for number in range(start + 1, after))]
+    inline = state.push("inline", "", 0)
+    inline.content, inline.children, inline.map = "\n".join(text).strip(), [], [start, after]
+    state.push("footnote_close", "div", -1)
+    state.line = after
+    return True
+
+
 def _valid_link(url: str) -> bool:
     return len(url) <= _MAX_URL and _LINK.match(url) is not None
 
@@ -512,6 +563,9 @@ def _make_markdown() -> MarkdownIt:
         renderer_cls=_Renderer,
     )
     markdown.enable(["table", "strikethrough"]).disable(["html_block", "html_inline"])
+    markdown.inline.ruler.before("link", "footnote_mark", _footnote_mark)
+    others = {"alt": ["paragraph", "reference", "blockquote"]}
+    markdown.block.ruler.before("reference", "footnote", _footnote, others)
     markdown.validateLink = _valid_link
     # Its rules are compiled on first use, which isn't safe when several threads come first.
     markdown.render("- warm *up*\n\n|a|\n|-|\n", {"references": {}, "highlight": 0, "spent": 0})

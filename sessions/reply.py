@@ -7,6 +7,7 @@ stored one (`blocks_of`, on the page), so that a page rebuilt in mid-stream goes
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ def blocks_of(message: Message) -> list[Block]:
         if part["t"] == "text":
             blocks.extend(_text_blocks(part["text"], base, is_open))
         elif part["t"] == "thinking":
-            html = thinking_html(part["text"], is_open=is_open)
+            html = thinking_html(part["text"], is_open=is_open, ms=part.get("ms"))
             blocks.append(Block(base, "thinking", html, utf16_len(part["text"]), not is_open))
         elif part["t"] == "tool_call":
             html = tool_html(part, results.get(part["id"]), ended=message.is_complete)
@@ -84,9 +85,10 @@ def _text_blocks(text: str, base: int, is_open: bool) -> list[Block]:
     return blocks
 
 
-def thinking_html(text: str, *, is_open: bool) -> SafeString:
+def thinking_html(text: str, *, is_open: bool, ms: int | None = None) -> SafeString:
+    context = {"text": text, "is_open": is_open, "ms": ms}
     return mark_safe(  # noqa: S308 (a template of ours, which escapes)
-        render_to_string("sessions/_thinking.html", {"text": text, "is_open": is_open})
+        render_to_string("sessions/_thinking.html", context)
     )
 
 
@@ -112,6 +114,7 @@ class Reply:
         self._size = 0
         self._calls: dict[str, tuple[int, dict[str, Any]]] = {}  # call id → its block and part
         self._kind = ""  # of the open part: "text", "thinking" or ""
+        self._began = 0.0  # when it was opened
         self._spoke = False
 
     @property
@@ -245,6 +248,7 @@ class Reply:
 
     def _open_part(self, kind: str) -> None:
         self._kind = kind
+        self._began = time.monotonic()
         self._texts = []
         self._open_length = self._rendered_length = self._closed = 0
         self.parts.append({"t": kind, "text": ""})
@@ -270,7 +274,9 @@ class Reply:
             self._base += self._closed
         else:
             part = self.parts[-1]
-            self._publish("thought", self._base, text=part["text"])
+            if part["text"]:
+                part["ms"] = round((time.monotonic() - self._began) * 1000)
+            self._publish("thought", self._base, text=part["text"], ms=part.get("ms"))
             self._base += 1
         self._kind, self._splitter, self._texts = "", None, []
 

@@ -13,7 +13,6 @@ import uuid
 from django.db import connection as database
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.db.models.expressions import RawSQL
 
 from sessions.models import ChatSession, Message, SearchText, Turn
 
@@ -32,14 +31,30 @@ def find(chats: QuerySet[ChatSession], query: str) -> dict[uuid.UUID, int]:
         newest = list(chats.order_by("-updated_at").values_list("pk", flat=True)[:MOST_SCANNED])
         texts = texts.filter(chat__in=newest, text__contains=query)
     elif database.vendor == "sqlite":
-        phrase = '"' + query.replace('"', '""') + '"'
-        matching = RawSQL(f"SELECT rowid FROM {FTS} WHERE {FTS} MATCH %s", [phrase])  # noqa: S608, S611
-        texts = texts.filter(pk__in=matching, chat__in=chats.order_by().values("pk"))
+        return _find_by_fts(chats, '"' + query.replace('"', '""') + '"')
     else:
         texts = texts.filter(text__contains=query, chat__in=chats.order_by().values("pk"))
     found: dict[uuid.UUID, int] = {}
     for chat_id, pk in texts.values_list("chat_id", "pk")[:MOST_FOUND]:
         found.setdefault(chat_id, pk)
+    return found
+
+
+def _find_by_fts(chats: QuerySet[ChatSession], phrase: str) -> dict[uuid.UUID, int]:
+    """The newest first, from the index itself, which ends with the last that is wanted: a word that
+    stands in every text would else be gathered from all of them."""
+    where, values = chats.order_by().values("pk").query.sql_with_params()
+    statement = (
+        f"SELECT found.chat_id, found.id FROM {FTS} "  # noqa: S608
+        f"CROSS JOIN {SearchText._meta.db_table} found ON found.id = {FTS}.rowid "
+        f"WHERE {FTS} MATCH %s AND found.chat_id IN ({where}) "
+        f"ORDER BY {FTS}.rowid DESC LIMIT {MOST_FOUND}"
+    )
+    found: dict[uuid.UUID, int] = {}
+    with database.cursor() as cursor:
+        cursor.execute(statement, [phrase, *values])
+        for chat_id, pk in cursor.fetchall():
+            found.setdefault(uuid.UUID(chat_id), pk)
     return found
 
 
@@ -76,7 +91,7 @@ def excerpt(text: str, query: str) -> tuple[str, str, str]:
 def take_in(limit: int = 20) -> int:
     """Takes the texts of up to `limit` changed sessions in; how many they were. Messages come in
     when their turn has ended: their text no longer changes then."""
-    active = Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)
+    active = Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)
     waiting = ChatSession.objects.filter(~Exists(active), search_due=True)
     due = list(waiting.values_list("pk", flat=True)[:limit])
     for pk in due:
@@ -99,7 +114,7 @@ def _take_in(chat_id: uuid.UUID) -> None:
     fresh = (
         Message.objects.filter(chat=chat, turn__isnull=False, search_text=None)
         .exclude(text="")
-        .exclude(turn__state__in=Turn.ACTIVE)
+        .exclude(turn__state__among=Turn.ACTIVE)
         .order_by("seq")
     )
     SearchText.objects.bulk_create(

@@ -391,8 +391,8 @@ async def _follow(
     _open_by_person[user_id] += 1
     joined = False
     behind = 0
-    started = held = time.monotonic()
-    checked = spoke = 0.0
+    started = held = spoke = time.monotonic()
+    checked = 0.0
     try:
         yield b"retry: 1000\n: hello\n\n"
         while (now := time.monotonic()) - started < LONGEST:
@@ -422,7 +422,7 @@ async def _follow(
                         viewer.version, behind = found.version, 0
                         yield viewer.own("refresh")
             try:
-                left = checked + every - time.monotonic()
+                left = min(checked + every, spoke + BEAT) - time.monotonic()
                 await asyncio.wait_for(viewer.ready.wait(), max(left, 0.05))
             except TimeoutError:
                 if time.monotonic() - spoke >= BEAT:

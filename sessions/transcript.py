@@ -26,8 +26,7 @@ from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
 from connections.sentences import Reason, Sentence, sentence
 from sessions import bus, turns
 from sessions.access import visible_chats
-from sessions.continuing import successors
-from sessions.models import ChatSession, Message, Turn
+from sessions.models import ChatSession, Message, Seen, Turn
 from sessions.reply import Block, blocks_of
 from workspaces.models import Role
 from workspaces.permissions import Access
@@ -40,7 +39,10 @@ _LEVELS = {
 }
 _LENGTHS = (1_024, 4_096, 8_192, 16_384, 32_768, 65_536)  # tokens that the page offers
 
-PAGE = 60  # turns a page shows at first; older ones come as one asks for them
+PAGE = 30  # turns a page shows at first; older ones come as one asks for them
+
+
+MOST_CARDS = 24  # connections that are shown with what they can do; others are offered by name
 
 
 @dataclass(slots=True)
@@ -63,6 +65,8 @@ class ShownTurn:
     seam: bool = False  # what stands before this turn no longer reaches the model
     auth_type: str = ""  # of the session's connection
     follows: str = ""  # "before" or "after" it the session goes on from another one
+    is_news: bool = False  # the first one that the person hasn't seen to its end
+    versions: Sequence[ChatSession] = ()  # in which it was asked again
 
     @property
     def problem(self) -> Sentence | None:
@@ -77,6 +81,10 @@ class ShownTurn:
         if turn.started_at is None or turn.ended_at is None:
             return None
         return (turn.ended_at - turn.started_at).total_seconds() * 1000
+
+    @property
+    def can_regenerate(self) -> bool:
+        return self.is_last and self.turn.state == Turn.State.DONE
 
     @property
     def can_retry(self) -> bool:
@@ -141,7 +149,7 @@ class Transcript:
     @cached_property
     def _among(self) -> Candidates:
         """The whole list: to choose from, or to go on elsewhere."""
-        return Candidates.of(self.chat.workspace)
+        return Candidates.of(self.chat.workspace, also=self.chat.connection_id)
 
     @cached_property
     def _own(self) -> Candidates:
@@ -166,6 +174,18 @@ class Transcript:
     def seam(self) -> int:
         """The number of the turn before which nothing reaches the model any more; 0: all does."""
         return _seam([shown.turn for shown in self.turns])
+
+    @cached_property
+    def seen(self) -> int:
+        """The last turn whose end the person has seen; -1: they never looked. One query."""
+        seen = Seen.objects.filter(chat=self.chat, user=self.access.user)
+        return next(iter(seen.values_list("number", flat=True)), -1)
+
+    def mark_unseen(self) -> None:
+        """Where a line says what is new: not where nothing was seen before, nor at what runs."""
+        after = [shown for shown in self.turns if shown.turn.number > self.seen > 0]
+        if after and not after[0].turn.is_active:
+            after[0].is_news = True
 
     @property
     def state(self) -> str:
@@ -208,10 +228,7 @@ class Transcript:
     @property
     def models(self) -> list[str]:
         connection = self.resolution.connection
-        found = next(
-            (u for u in self._own.usable() if connection and u.connection.pk == connection.pk),
-            None,
-        )
+        found = self._own.usable_one(connection.pk) if connection else None
         return found.models if found else []
 
     @cached_property
@@ -254,6 +271,18 @@ class Transcript:
         ]
 
     @cached_property
+    def _offer(self) -> tuple[list[Usable], list[tuple[str, str]]]:
+        """The first connections, with those that the session or its workspace chose; slug and name
+        of the others."""
+        found, others = self._among.offer(MOST_CARDS)
+        resolved = self.resolution.connection
+        for key in (self.chat.connection_id, resolved and resolved.pk):
+            if key and key not in {one.connection.pk for one in found}:
+                found += filter(None, [self._among.usable_one(key)])
+        shown = {one.connection.slug for one in found}
+        return found, [pair for pair in others if pair[0] not in shown]
+
+    @cached_property
     def cards(self) -> list[Card]:
         """The choice before the first message."""
         if self.chat.is_locked:
@@ -266,19 +295,30 @@ class Transcript:
                 usable.connection.pk == self.chat.connection_id,
                 resolved is not None and usable.connection.pk == resolved.pk,
             )
-            for usable in self._among.usable()
+            for usable in self._offer[0]
         ]
+
+    @property
+    def other_choices(self) -> list[tuple[str, str]]:
+        """Slug and name of what can be chosen besides the cards."""
+        return self._offer[1]
 
     @property
     def trace(self) -> list[object]:
         return list(self.resolution.trace_for(self.access))
 
     @cached_property
-    def successors(self) -> list[Usable]:
-        """The connections on which the session could go on; none while a reply runs."""
+    def successors(self) -> list[tuple[str, str]]:
+        """Slug and name of the connections on which the session could go on, the named successor of
+        its own first; none while a reply runs."""
         if not self.chat.is_locked or self.active or not self.may_send:
             return []
-        return successors(self.chat, self._among)
+        found, others = self._among.offer(MOST_CARDS)
+        own = self.chat.connection
+        heir = own.successor if own and own.successor_id else None
+        named = [(u.connection.slug, f"{u.connection.name} ({u.first_model})") for u in found]
+        named = [pair for pair in [*named, *others] if own is None or pair[0] != own.slug]
+        return sorted(named, key=lambda pair: heir is None or pair[0] != heir.slug)
 
     @cached_property
     def came_from(self) -> ChatSession | None:
@@ -288,11 +328,23 @@ class Transcript:
         mine = visible_chats(self.access).select_related("workspace", "connection")
         return mine.filter(pk=self.chat.continued_from_id).first()
 
-    @cached_property
+    @property
+    def is_version(self) -> bool:
+        """Whether what it came from was asked again here, rather than continued elsewhere."""
+        came_from = self.came_from
+        return came_from is not None and came_from.connection_id == self.chat.connection_id
+
+    @property
     def continuations(self) -> list[ChatSession]:
-        """The sessions that continue this one, as far as the person may read them. One query."""
+        """The sessions that continue this one on another connection."""
+        return [one for one in self.heirs if one.connection_id != self.chat.connection_id]
+
+    @cached_property
+    def heirs(self) -> list[ChatSession]:
+        """The newest sessions that came from this one, as far as the person may read them, oldest
+        first. One query."""
         mine = visible_chats(self.access).select_related("workspace", "connection")
-        return list(mine.filter(continued_from=self.chat).order_by("created_at")[:10])
+        return list(mine.filter(continued_from=self.chat).order_by("-created_at")[:30])[::-1]
 
     @property
     def refusal(self) -> str:
@@ -386,14 +438,20 @@ def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0)
     growing = next((m.message for t in shown for m in t.messages if m.is_growing), None)
     cursor = newest if growing is None else (growing.cursor or "0-0")
     waiting = [] if before else list(turns.waiting(chat))
-    return Transcript(chat, access, cursor, shown, waiting, older)
+    transcript = Transcript(chat, access, cursor, shown, waiting, older)
+    for heir in transcript.heirs:
+        if heir.connection_id == chat.connection_id:
+            for one in shown:
+                if one.turn.number == heir.continued_turns + 1:
+                    one.versions = [*one.versions, heir]
+    return transcript
 
 
 def _shown(page: Sequence[Turn]) -> list[ShownTurn]:
     by_turn: dict[uuid.UUID, list[Shown]] = {}
     messages = (
         Message.objects.filter(turn__in=[turn.pk for turn in page])
-        .exclude(delivery__in=Message.WAITING)
+        .exclude(delivery__among=Message.WAITING)
         .select_related("author")
         .prefetch_related("attachments")
         .order_by("step", "role", "place", "seq")

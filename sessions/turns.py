@@ -143,7 +143,7 @@ def _ring(turn: Turn) -> None:
 
 
 def _active_turn(chat: ChatSession) -> Turn | None:
-    return Turn.objects.filter(chat=chat, state__in=Turn.ACTIVE).first()
+    return Turn.objects.filter(chat=chat, state__among=Turn.ACTIVE).first()
 
 
 def _next_seq(chat: ChatSession) -> int:
@@ -163,7 +163,7 @@ def _start_turn(chat: ChatSession, message: Message) -> Turn:
 def waiting(chat: ChatSession) -> QuerySet[Message]:
     """The steering and queued messages, in the order in which they will go."""
     return (
-        Message.objects.filter(chat=chat, delivery__in=Message.WAITING)
+        Message.objects.filter(chat=chat, delivery__among=Message.WAITING)
         .select_related("author")
         .prefetch_related("attachments")
         .order_by("delivery", "place", "seq")
@@ -212,7 +212,7 @@ def _check_running(person: User) -> None:
     """Raises `TooMany` when so many replies to a person are under way that no other may begin. One
     query. Sends at the same instant in several sessions may pass it together."""
     most = settings.TURNS_PER_PERSON
-    if most and Turn.objects.filter(started_by=person, state__in=Turn.ACTIVE).count() >= most:
+    if most and Turn.objects.filter(started_by=person, state__among=Turn.ACTIVE).count() >= most:
         raise TooMany(
             ngettext(
                 "%(n)d reply to you is under way, as many as there may be at once. Wait for it to "
@@ -236,9 +236,11 @@ def send(
     *,
     client_key: str = "",
     images: Sequence[CheckedImage] = (),
+    files: Sequence[Mapping[str, Any]] = (),
     ring: bool = True,
 ) -> Sent:
     """Accepts a message; the first one of a session locks its connection, in this transaction.
+    `files` are parts as `sessions.textfiles` makes them.
 
     The same `client_key` again is the same message. Raises `Refused` with a sentence. With `ring`
     off the caller runs the turn itself. Locks the session.
@@ -251,7 +253,7 @@ def send(
             attachment.file.save(image.name, ContentFile(image.data), save=False)
         with transaction.atomic():
             transaction.on_commit(stray.clear)  # whatever fails after the commit
-            sent = _send(chat_id, author, text, client_key, attachments, ring)
+            sent = _send(chat_id, author, text, client_key, attachments, files, ring)
     except BaseException:
         # No transaction covers the disk: a message that wasn't taken leaves no file there.
         _delete_files(stray)
@@ -267,6 +269,7 @@ def _send(
     text: str,
     client_key: str,
     attachments: Sequence[Attachment],
+    files: Sequence[Mapping[str, Any]],
     ring: bool,
 ) -> Sent:
     """In `send`'s transaction."""
@@ -279,9 +282,9 @@ def _send(
         if same is not None:
             return Sent(same, same.turn, created=False)
     text = clean_text(text)
-    if not text.strip() and not attachments:
+    if not text.strip() and not attachments and not files:
         raise Refused("empty", _("Write a message first."))
-    _check_length(text)
+    _check_length(text, files)
     connection = _lock_connection(chat, author)
     _check_budget(chat)
     if attachments and not capabilities(connection, chat.model).supports_images:
@@ -290,7 +293,7 @@ def _send(
             _("The model %(model)s doesn't take images. Remove them, or choose another model.")
             % {"model": chat.model},
         )
-    if Message.objects.filter(chat=chat, delivery__in=Message.WAITING).count() >= MAX_WAITING:
+    if Message.objects.filter(chat=chat, delivery__among=Message.WAITING).count() >= MAX_WAITING:
         raise Refused(
             "queue_full", _("So many messages wait already that no more can be taken for now.")
         )
@@ -303,7 +306,7 @@ def _send(
         author=author,
         client_key=client_key or None,
         text=text,
-        parts=[{"t": "text", "text": text}] if text.strip() else [],
+        parts=_parts(text, files),
     )
     for attachment in attachments:
         attachment.message = message
@@ -325,7 +328,7 @@ def _send(
     chat.updated_at = timezone.now()
     chat.archived_at = None  # who writes on wants it in the list again
     if not chat.title:
-        chat.title = first_words(text) or _("Image")
+        chat.title = first_words(text) or (files[0]["file"] if files else _("Image"))
     _changed(chat, "updated_at", "archived_at", "title", "queue_paused", "queue_not_before")
     if ring and message.turn is not None:
         _ring(message.turn)
@@ -391,13 +394,20 @@ def _storable_key(client_key: str) -> str:
     return key if len(key) <= MAX_KEY else hashlib.sha256(key.encode()).hexdigest()
 
 
-def _check_length(text: str) -> None:
-    if len(text) > MAX_TEXT:
-        raise Refused(
-            "too_large",
-            _("This message has %(count)s characters; %(most)s is the most one can have.")
-            % {"count": len(text), "most": MAX_TEXT},
+def _check_length(text: str, files: Sequence[Mapping[str, Any]] = ()) -> None:
+    count = len(text) + sum(len(part["text"]) for part in files)
+    if count > MAX_TEXT:
+        said = (
+            _("This message and its files have %(count)s characters; %(most)s is the most.")
+            if files
+            else _("This message has %(count)s characters; %(most)s is the most one can have.")
         )
+        raise Refused("too_large", said % {"count": count, "most": MAX_TEXT})
+
+
+def _parts(text: str, files: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A person's words, then the files."""
+    return [*([{"t": "text", "text": text}] if text.strip() else []), *files]
 
 
 def first_words(text: str) -> str:
@@ -490,8 +500,8 @@ def stop(
     """Asks for the end of the running turn, with `turn_id` only if it is that one. With
     `queued="return"` the person's own waiting messages are cancelled and returned, so that their
     texts go back to the composer; with "continue" they go on. Colleagues' messages, and those with
-    images, which a composer can't take back, go on in any case. A turn that no worker has taken yet
-    ends here. Raises `Refused` for another word. Locks the session."""
+    images or files, which a composer can't take back, go on in any case. A turn that no worker has
+    taken yet ends here. Raises `Refused` for another word. Locks the session."""
     if queued not in ("return", "continue"):
         raise Refused("queued", _("Use queued=return or queued=continue."))
     chat = _lock(chat_id)
@@ -500,7 +510,8 @@ def stop(
         return []
     returned: list[Message] = []
     if queued == "return":
-        returned = list(waiting(chat).filter(author=actor, attachments=None))
+        own = waiting(chat).filter(author=actor, attachments=None)
+        returned = [message for message in own if not message.files]
         for message in returned:
             message.delivery, message.turn = Message.Delivery.CANCELLED, None
         Message.objects.bulk_update(returned, ["delivery", "turn"])
@@ -524,7 +535,7 @@ def _ask_to_stop(chat: ChatSession, turn: Turn) -> bool:
 def halt(chat: ChatSession) -> bool:
     """Ends everything in a session: what waits is cancelled, the reply asked to stop. Whether one
     still runs; its worker ends it within seconds. Under the session's lock."""
-    Message.objects.filter(chat=chat, delivery__in=Message.WAITING).update(
+    Message.objects.filter(chat=chat, delivery__among=Message.WAITING).update(
         delivery=Message.Delivery.CANCELLED, turn=None
     )
     turn = _active_turn(chat)
@@ -583,8 +594,9 @@ def edit_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, actor: User, text: s
     text = clean_text(text)
     if not text.strip():
         raise Refused("empty", _("Write a message first, or cancel this one."))
-    _check_length(text)
-    message.text, message.parts = text, [{"t": "text", "text": text}]
+    files = [part for part in message.parts if "file" in part]
+    _check_length(text, files)
+    message.text, message.parts = text, _parts(text, files)
     message.save(update_fields=["text", "parts"])
     _changed(chat)
     return message
@@ -616,8 +628,11 @@ def promote_waiting(chat_id: uuid.UUID, message_id: uuid.UUID) -> Message:
 
 
 @transaction.atomic
-def move_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, *, earlier: bool) -> None:
-    """Swaps a queued message with its neighbour. Locks the session."""
+def move_waiting(
+    chat_id: uuid.UUID, message_id: uuid.UUID, *, earlier: bool = False, before: str | None = None
+) -> None:
+    """Swaps a queued message with its neighbour, or puts it before the one whose id is `before`:
+    behind all for "", first for one that no longer waits. Locks the session."""
     chat = _lock(chat_id)
     message = _waiting_message(chat, message_id)
     row = list(
@@ -626,11 +641,18 @@ def move_waiting(chat_id: uuid.UUID, message_id: uuid.UUID, *, earlier: bool) ->
     index = next((i for i, other in enumerate(row) if other.pk == message.pk), None)
     if index is None:
         raise Refused("not_queued", _("Only queued messages have an order to change."))
-    other = index - 1 if earlier else index + 1
-    if not 0 <= other < len(row):
+    places = sorted(queued.place for queued in row)
+    moved = row.pop(index)
+    if before is None:
+        target = max(0, index - 1) if earlier else index + 1
+    elif before:
+        target = next((i for i, other in enumerate(row) if str(other.pk) == before), 0)
+    else:
+        target = len(row)
+    if before == str(moved.pk) or target == index:
         return
-    row[index], row[other] = row[other], row[index]
-    for place, queued in zip(sorted(m.place for m in row), row, strict=True):
+    row.insert(target, moved)
+    for place, queued in zip(places, row, strict=True):
         queued.place = place
     Message.objects.bulk_update(row, ["place"])
     _changed(chat)
@@ -744,10 +766,17 @@ def begin_step(
 ) -> Step:
     """Before a request leaves: takes the steering messages (from the second step on), makes the
     reply's row and records `request_sent`. With the `receipt` of a message that was claimed, the
-    request has left and this one alone is delivered. Raises `LeaseLost`. Locks the session."""
+    request has left and this one alone is delivered. Called again, when nobody knows whether the
+    commit arrived, it gives the same step. Raises `LeaseLost`. Locks the session."""
     chat = _lock(turn.chat_id)
     if not _held(turn.pk, token).update(step=number, request_sent=True):
         raise LeaseLost
+    begun = Message.objects.filter(turn=turn, step=number, role=Message.Role.ASSISTANT).first()
+    if begun is not None:
+        delivered = Message.objects.filter(
+            turn=turn, step=number - 1, delivery=Message.Delivery.DELIVERED
+        ).prefetch_related("attachments")
+        return Step(number, begun.pk, [] if receipt else list(delivered.order_by("place", "seq")))
     steered: list[Message] = []
     if receipt is not None:
         _deliver(turn, receipt, number - 1)
@@ -890,7 +919,12 @@ def finish_step(
     usage: dict[str, int],
     left_out_before: int,
 ) -> None:
-    """Stores a step's whole reply with the results of its tools. Raises `LeaseLost`."""
+    """Stores a step's whole reply with the results of its tools; again does nothing. Raises
+    `LeaseLost`."""
+    if Message.objects.filter(pk=message_id, is_complete=True).exists():
+        if not _held(turn_id, token).exists():
+            raise LeaseLost
+        return
     if not _held(turn_id, token).update(
         **{name: F(name) + value for name, value in usage.items() if name != "context_tokens"},
         context_tokens=usage["context_tokens"],
@@ -1036,21 +1070,27 @@ def sweep() -> list[uuid.UUID]:
     reached, and those put back. Leases that ran out end as interrupted once a request had left, as
     failed after three claims, else go back. Any number of sweeps at once are harmless."""
     now = timezone.now()
-    for turn_id in Turn.objects.filter(state=Turn.State.RUNNING, lease_until__lt=now).values_list(
-        "pk", flat=True
-    )[:500]:
+    active = Turn.objects.filter(
+        state__among=Turn.ACTIVE
+    )  # SQLite takes their index for this alone
+    held = active.filter(state=Turn.State.RUNNING, lease_until__lt=now)
+    for turn_id in held.values_list("pk", flat=True)[:500]:
         with _apart(turn_id):
             _give_up_lease(turn_id)
+    waiting = Message.objects.filter(
+        delivery__among=Message.WAITING, delivery=Message.Delivery.QUEUED
+    )
     waiting_since = ChatSession.objects.filter(
+        ~Exists(active.filter(chat=OuterRef("pk"))),
         Q(queue_not_before__isnull=True) | Q(queue_not_before__lte=now),
         queue_paused="",
-        messages__delivery=Message.Delivery.QUEUED,
-    ).exclude(turns__state__in=Turn.ACTIVE)
-    for chat_id in waiting_since.values_list("pk", flat=True).distinct()[:500]:
+        pk__in=waiting.values("chat"),
+    )
+    for chat_id in waiting_since.order_by("pk").values_list("pk", flat=True)[:500]:
         with _apart(chat_id), transaction.atomic():
             _advance(_lock(chat_id))
     return list(
-        Turn.objects.filter(state=Turn.State.PENDING, created_at__lt=now - dt.timedelta(seconds=1))
+        active.filter(state=Turn.State.PENDING, created_at__lt=now - dt.timedelta(seconds=1))
         .order_by("created_at")
         .values_list("pk", flat=True)[:1000]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -113,36 +113,49 @@ class Report:
     in_money: bool = False  # what the bars show: US dollars, else tokens
 
 
+SHOWN = 100  # lines of the page's table
 WIDTH, HEIGHT, GAP = 720.0, 140.0, 0.2  # of the drawing; the gap is a share of a bar's room
 
 
-def report(rows: QuerySet[UsageDay], days: int, by: str) -> Report:
-    """The sums of the last `days` days, today included. Two queries, whatever the number of
-    turns."""
+def report(rows: QuerySet[UsageDay], days: int, by: str, *, most: int | None = None) -> Report:
+    """The sums of the last `days` days, today included; with `most` only of the largest groups,
+    and of the others in one line. Two queries, whatever the number of turns."""
     until = timezone.now().astimezone(dt.UTC).date()
     since = until - dt.timedelta(days=days - 1)
     rows = rows.filter(day__gte=since, day__lte=until).order_by()
     daily = {line.label: line for line in _lines(rows, "day")}
-    lines = list(daily.values()) if by == "day" else _lines(rows, GROUPS[by][1])
-    total = Line("", {name: sum(line.sums[name] for line in daily.values()) for name in SUMS})
+    lines = list(daily.values()) if by == "day" else _lines(rows, GROUPS[by][1], most)
+    total = Line("", _sum(daily.values()))
     in_money = total.sums["cost"] > 0
     if by == "day":
         lines.sort(key=lambda line: line.label, reverse=True)
     else:
         lines.sort(key=lambda line: (line.sums["cost"], line.tokens), reverse=True)
-    most = max((_value(line, in_money) for line in lines), default=0)
+    largest = max((_value(line, in_money) for line in lines), default=0)
     for line in lines:
-        line.share = float(100 * _value(line, in_money) / most) if most else 0.0
+        line.share = float(100 * _value(line, in_money) / largest) if largest else 0.0
+    if most and len(lines) == most and by != "day":
+        others = {name: total.sums[name] - sum(line.sums[name] for line in lines) for name in SUMS}
+        if others["turns"]:
+            lines.append(Line(_("All others, in the CSV"), others))
     found = Report(since, until, by, lines, total, in_money=in_money)
     found.bars = _bars(daily, since, days, in_money)
     return found
 
 
-def _lines(rows: QuerySet[UsageDay], column: str) -> list[Line]:
+def _lines(rows: QuerySet[UsageDay], column: str, most: int | None = None) -> list[Line]:
     sums = rows.values(column).annotate(**{f"sum_{name}": Sum(name) for name in SUMS})
+    if most:
+        tokens = F("sum_input_tokens") + F("sum_output_tokens")
+        sums = sums.order_by("-sum_cost", tokens.desc(), column)[:most]
     return [
         Line(str(row[column]), {name: row[f"sum_{name}"] or 0 for name in SUMS}) for row in sums
     ]
+
+
+def _sum(lines: Iterable[Line]) -> dict[str, Any]:
+    lines = list(lines)
+    return {name: sum(line.sums[name] for line in lines) for name in SUMS}
 
 
 def _value(line: Line, in_money: bool) -> Decimal:

@@ -89,7 +89,7 @@ def _page(
     name = "usage:workspace" if workspace else "usage:instance"
     context: dict[str, Any] = {
         "workspace": workspace,
-        "report": usage.report(rows, days, by),
+        "report": usage.report(rows, days, by, most=usage.SHOWN),
         "days": days,
         "by": by,
         "by_label": usage.GROUPS[by][0],

@@ -3,7 +3,9 @@ htmx gets the fragment that changed."""
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -11,14 +13,15 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from connections.models import Connection
-from sessions import limits, turns
+from sessions import limits, turns, versions
 from sessions.access import may_hand_over, readable_chat, writable_chat
 from sessions.continuing import continue_on
-from sessions.images import ImageRefused, check_images
-from sessions.models import Attachment, ChatSession
+from sessions.images import CheckedImage, ImageRefused, check_count, check_images
+from sessions.models import Attachment, ChatSession, Message
+from sessions.textfiles import FileRefused, read_files
 from sessions.transcript import build
 from workspaces import audit
 from workspaces.models import Role
@@ -44,9 +47,11 @@ def chat_create(request: HttpRequest, workspace: str) -> HttpResponse:
 @require_safe
 def chat_detail(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = readable_chat(request, workspace, chat_id)
-    before = _int(request.GET.get("before", ""))
+    before = number_of(request.GET.get("before", ""))
     # Without JavaScript the page reloads itself to follow a reply, unless one reads or writes.
     context = {**_context(chat, before=before), "still": bool(before) or "still" in request.GET}
+    if not before:
+        context["transcript"].mark_unseen()
     page = render(request, "sessions/detail.html", context)
     return remember(request, page, chat.workspace)
 
@@ -56,13 +61,17 @@ def chat_turns(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     """What open pages ask for when something changed: the turns from `since` on, what waits, the
     state; or with `before` the page of older turns."""
     chat = readable_chat(request, workspace, chat_id)
-    since, before = _int(request.GET.get("since", "")), _int(request.GET.get("before", ""))
+    since, before = (
+        number_of(request.GET.get("since", "")),
+        number_of(request.GET.get("before", "")),
+    )
     context = _context(chat, since=since, before=before)
     template = "sessions/detail.html#older" if before else "sessions/detail.html#update"
     return render(request, template, {**context, "since": since})
 
 
-def _int(text: str) -> int:
+def number_of(text: str) -> int:
+    """A number of turns or the like; 0 for anything else."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
 
 
@@ -104,7 +113,7 @@ def answer(
     chat = ChatSession.objects.select_related("workspace", "owner", "connection").get(pk=chat.pk)
     chat.access = access  # type: ignore[attr-defined]
     if request.htmx:
-        since = _int(request.POST.get("since", ""))
+        since = number_of(request.POST.get("since", ""))
         context = _context(chat, since=since, draft=draft, problem=problem)
         return render(
             request, "sessions/detail.html#answer", {**context, "since": since}, status=status
@@ -138,7 +147,8 @@ def refused(
 
 @require_POST
 def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
-    """Accepts a message: `text`, `client_key` (made here when left out), `images`."""
+    """Accepts a message: `text`, `client_key` (made here when left out), `images`, `files` (of
+    text)."""
     chat = writable_chat(request, workspace, chat_id)
     text = request.POST.get("text", "")
     try:
@@ -147,7 +157,8 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
         return refused(request, chat, refusal, draft=text)
     try:
         images = check_images(request.FILES.getlist("images"))
-    except ImageRefused as refusal:
+        files = read_files(request.FILES.getlist("files"))
+    except (ImageRefused, FileRefused) as refusal:
         return answer(request, chat, draft=text, problem=str(refusal), status=422)
     try:
         turns.send(
@@ -156,6 +167,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
             text,
             client_key=request.POST.get("client_key", ""),
             images=images,
+            files=files,
         )
     except turns.Refused as refusal:
         return refused(request, chat, refusal, draft=text)
@@ -183,6 +195,94 @@ def chat_retry(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     except turns.Refused as refusal:
         return refused(request, chat, refusal)
     return answer(request, chat)
+
+
+@require_POST
+def chat_regenerate(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """The last answer again, in a new session: `turn` is its number, `client_key` as for a send."""
+    chat = writable_chat(request, workspace, chat_id)
+    try:
+        limits.count_send(request.user)
+        new = versions.regenerate(
+            chat.pk,
+            request.user,
+            number_of(request.POST.get("turn", "")),
+            client_key=request.POST.get("client_key", ""),
+        )
+    except turns.Refused as refusal:
+        return refused(request, chat, refusal)
+    return back_to(new)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def message_again(
+    request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
+) -> HttpResponse:
+    """A message's text in the composer, below what stood before it; POST sends it in a new session:
+    as for a send, and `model`, and `keep`, the message's own images (their ids) and files (their
+    names) that go along."""
+    chat = writable_chat(request, workspace, chat_id)
+    message = versions.first_message(chat, message_id)
+    if message is None:
+        raise Http404
+    kept = list(message.attachments.all())
+    kept_files = [part for part in message.parts if "file" in part]
+    if request.method != "POST":
+        return _again(request, chat, message, message.text, kept, kept_files)
+    text = request.POST.get("text", "")
+    chosen = set(request.POST.getlist("keep"))
+    kept = [one for one in kept if str(one.pk) in chosen]
+    kept_files = [part for part in kept_files if part["file"] in chosen]
+    try:
+        limits.count_send(request.user)
+        images = [*_read(kept), *check_images(request.FILES.getlist("images"))]
+        check_count(images)
+        files = [*kept_files, *read_files(request.FILES.getlist("files"))]
+        new = versions.send_edited(
+            message,
+            request.user,
+            text,
+            client_key=request.POST.get("client_key", ""),
+            images=images,
+            files=files,
+            model=turns.clean_text(request.POST.get("model", ""))[:200],
+        )
+    except (turns.Refused, ImageRefused, FileRefused) as refusal:
+        return _again(request, chat, message, text, kept, kept_files, str(refusal))
+    if request.htmx:
+        return HttpResponse(headers={"HX-Redirect": new.get_absolute_url()})
+    return back_to(new)
+
+
+def _again(
+    request: HttpRequest,
+    chat: ChatSession,
+    message: Message,
+    text: str,
+    kept: Sequence[Attachment],
+    kept_files: Sequence[Mapping[str, Any]],
+    problem: str = "",
+) -> HttpResponse:
+    """The page of `message_again`; a refusal says why and keeps what was written."""
+    assert message.turn is not None
+    context = _context(chat, before=message.turn.number, draft=text, problem=problem)
+    context |= {"message": message, "kept": kept, "kept_files": kept_files}
+    context["model"] = request.POST.get("model") or context["transcript"].model
+    status = 422 if problem else 200
+    if problem and request.htmx:
+        context["oob"] = True
+        return render(request, "sessions/detail.html#problem", context, status=status)
+    return render(request, "sessions/again.html", context, status=status)
+
+
+def _read(attachments: Iterable[Attachment]) -> list[CheckedImage]:
+    """Images that were checked when they came in; those whose file is gone are left out."""
+    found = []
+    for one in attachments:
+        with contextlib.suppress(OSError), one.file.open("rb") as file:
+            size = (one.width, one.height)
+            found.append(CheckedImage(one.media_type, file.read(), *size, one.name))
+    return found
 
 
 @require_POST
@@ -305,12 +405,15 @@ def message_promote(
 def message_move(
     request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
 ) -> HttpResponse:
+    """`direction` = earlier or later, or `before` = the id of the message to go before, empty for
+    behind all."""
     earlier = request.POST.get("direction") != "later"
+    before = request.POST.get("before")
     return _on_waiting(
         request,
         workspace,
         chat_id,
-        lambda chat: turns.move_waiting(chat, message_id, earlier=earlier),
+        lambda chat: turns.move_waiting(chat, message_id, earlier=earlier, before=before),
     )
 
 

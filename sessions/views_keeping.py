@@ -12,7 +12,9 @@ from django.core.paginator import Paginator
 from django.db.models import Exists, OuterRef, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
@@ -23,8 +25,9 @@ from sessions import export, keeping, search, turns
 from sessions.access import owned_chat, readable_chat, transferable_chat, visible_chats
 from sessions.keeping import Sharing
 from sessions.models import ChatSession, Flag, SearchText, Turn
-from sessions.views import answer, back_to
+from sessions.views import answer, back_to, number_of
 from workspaces import people
+from workspaces.forms import LongSelect
 from workspaces.models import Role
 from workspaces.people_views import ReceiverForm
 from workspaces.permissions import Access, workspace_for
@@ -42,6 +45,7 @@ class Filter(forms.Form):
         ("mine", gettext_lazy("Mine")),
         ("shared", gettext_lazy("Shared by colleagues")),
         ("flagged", gettext_lazy("Flagged")),
+        ("unseen", gettext_lazy("Unread")),
         ("working", gettext_lazy("Working")),
         ("archived", gettext_lazy("Archived")),
     )
@@ -53,7 +57,9 @@ class Filter(forms.Form):
         widget=forms.TextInput(attrs={"type": "search", "autocomplete": "off"}),
     )
     show = forms.ChoiceField(label=gettext_lazy("Show"), choices=SHOW, required=False)
-    connection = forms.ChoiceField(label=gettext_lazy("Connection"), required=False)
+    connection = forms.ChoiceField(
+        label=gettext_lazy("Connection"), required=False, widget=LongSelect
+    )
 
     def __init__(self, *args: Any, access: Access, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,8 +86,10 @@ class Filter(forms.Form):
             chats = chats.exclude(owner=user)
         elif data["show"] == "flagged":
             chats = chats.filter(flags__user=user)
+        elif data["show"] == "unseen":
+            chats = chats.filter(keeping.unseen_by(user))
         elif data["show"] == "working":
-            chats = chats.filter(turns__state__in=Turn.ACTIVE)
+            chats = chats.filter(turns__state__among=Turn.ACTIVE)
         if data["connection"]:
             chats = chats.filter(connection__slug=data["connection"])
         return chats
@@ -91,13 +99,35 @@ class Filter(forms.Form):
 class Row:
     chat: ChatSession
     here: str
+    menu: SafeString
     excerpt: tuple[str, str, str] | None  # before, at and after what was searched for
     is_owner: bool
-    may_hand_over: bool
 
     @property
     def menu_id(self) -> str:
         return f"menu-{self.chat.pk}"
+
+
+class _Menus(dict[tuple[bool, bool, bool], str]):
+    """The rows' menus, which differ in the address alone once three things are known: each kind is
+    rendered once, as it is most of what a row costs."""
+
+    HERE = "/HERE/"  # no session's
+
+    def __missing__(self, kind: tuple[bool, bool, bool]) -> str:
+        owned, transferable, archived = kind
+        context = {
+            "here": self.HERE,
+            "owned": owned,
+            "transferable": transferable,
+            "archived": archived,
+        }
+        self[kind] = render_to_string("sessions/menu.html", context)
+        return self[kind]
+
+    def of(self, chat: ChatSession, here: str, *, owned: bool, transferable: bool) -> SafeString:
+        menu = self[owned, transferable, chat.archived_at is not None]
+        return mark_safe(menu.replace(self.HERE, here))  # noqa: S308 (an address is made of our own)
 
 
 @require_safe
@@ -105,34 +135,34 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     """The workspace's sessions that the person may read, newest first. Queries: constant."""
     access = workspace_for(request, workspace)
     form = Filter(request.GET, access=access)
+    if request.htmx and (listed := request.GET.getlist("of")):
+        return _states(request, access, listed)
     is_valid = form.is_valid()
     chats = form.chats() if is_valid else ChatSession.objects.none()
     query = form.cleaned_data.get("q", "") if is_valid else ""
     found = search.find(chats, query) if query else {}
     if query:
         chats = ChatSession.objects.filter(pk__in=list(found))
-    chats = chats.select_related("owner", "connection").annotate(
-        active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__in=Turn.ACTIVE)),
-        flagged=Exists(Flag.objects.filter(chat=OuterRef("pk"), user=access.user)),
+    # First which, then what: a page far back would make the rows of all before it.
+    page = Paginator(chats.values_list("pk", flat=True), PAGE).get_page(request.GET.get("page"))
+    keys = list(page)
+    chats = ChatSession.objects.filter(pk__in=keys).select_related("owner", "connection")
+    shown = _with_state(chats, access).annotate(
+        flagged=Exists(Flag.objects.filter(chat=OuterRef("pk"), user=access.user))
     )
-    page = Paginator(chats, PAGE).get_page(request.GET.get("page"))
-    hits = [found[chat.pk] for chat in page if chat.pk in found]
+    hits = [found[key] for key in keys if key in found]
     givers = {access.user.pk} if access.has(Role.MEMBER) else set()
     if access.has(Role.ADMIN):
-        givers |= people.gone_among(access.workspace, {chat.owner for chat in page})
+        givers |= people.gone_among(access.workspace, {chat.owner for chat in shown})
     texts = SearchText.objects.exclude(message=None).select_related("message").in_bulk(hits)
-    rows = [
-        Row(
-            chat,
-            reverse("sessions:detail", args=[workspace, chat.pk]),
-            search.excerpt(texts[text].message.text, query)
-            if (text := found.get(chat.pk)) in texts
-            else None,
-            chat.owner_id == access.user.pk,
-            chat.owner_id in givers,
-        )
-        for chat in page
-    ]
+    menus, rows = _Menus(), []
+    for chat in shown:
+        here = reverse("sessions:detail", args=[workspace, chat.pk])
+        owned, transferable = chat.owner_id == access.user.pk, chat.owner_id in givers
+        said = texts.get(found.get(chat.pk))
+        excerpt = search.excerpt(said.message.text, query) if said else None
+        menu = menus.of(chat, here, owned=owned, transferable=transferable)
+        rows.append(Row(chat, here, menu, excerpt, owned))
     is_empty = not rows and not form.is_set and page.number == 1
     resolution = resolve(access.workspace) if is_empty else None
     kept = {name: form.data[name] for name in form.fields if form.data.get(name)}
@@ -154,6 +184,27 @@ def chat_list(request: HttpRequest, workspace: str) -> HttpResponse:
     status = 200 if is_valid else 422
     page_shown = render(request, "sessions/list.html", context, status=status)
     return remember(request, page_shown, access.workspace)
+
+
+def _with_state(chats: QuerySet[ChatSession], access: Access) -> QuerySet[ChatSession]:
+    return chats.annotate(
+        active=Exists(Turn.objects.filter(chat=OuterRef("pk"), state__among=Turn.ACTIVE)),
+        unseen=keeping.unseen_by(access.user),
+    )
+
+
+def _states(request: HttpRequest, access: Access, shown: list[str]) -> HttpResponse:
+    """The state of the sessions that an open list shows. One query."""
+    ids = [key for key in map(_uuid, shown[:PAGE]) if key is not None]
+    chats = _with_state(visible_chats(access).filter(pk__in=ids), access)
+    return render(request, "sessions/list.html#states", {"chats": chats, "oob": True})
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
 
 
 def _urlencode(kept: dict[str, Any]) -> str:
@@ -179,6 +230,14 @@ def chat_flag(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
     chat = readable_chat(request, workspace, chat_id)
     keeping.flag(chat, request.user, request.POST.get("flag") == "true")
     return _to_list(request, chat)
+
+
+@require_POST
+def chat_seen(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
+    """`turn` = the number of the last turn whose end the person has before their eyes."""
+    chat = readable_chat(request, workspace, chat_id)
+    keeping.see(chat, request.user, number_of(request.POST.get("turn", "")))
+    return HttpResponse(status=204)
 
 
 @require_POST

@@ -70,5 +70,5 @@ def worded(name: str, data: Mapping[str, Any]) -> dict[str, Any]:
     if name == "tool":
         html = tool_html(data["call"], data.get("result"))
     else:
-        html = thinking_html(data["text"], is_open=False)
+        html = thinking_html(data["text"], is_open=False, ms=data.get("ms"))
     return {"m": data["m"], "b": data["b"], "c": 1, "h": html}

@@ -15,13 +15,13 @@ import time
 import uuid
 
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections, connection
+from django.db import DatabaseError, InterfaceError, close_old_connections, connection
 
-from sessions import search, turns
+from sessions import alive, search, turns
 from sessions.agent import Agent, Live
 from sessions.bus import Writer
 from sessions.reply import text_of
-from workspaces import audit_chain
+from workspaces import audit_chain, logs
 from workspaces.egress import close_clients
 from workspaces.runtime import Runtime, get_runtime
 
@@ -78,7 +78,8 @@ class Crew:
         live = Live(turn, turn.lease_token)
         self.live[live.token] = live
         self.start()
-        self.runtime.submit(self._run(live), name=f"turn {turn.pk}")
+        with logs.about(session_id=turn.chat_id, turn_id=turn.pk):  # the coroutine inherits it
+            self.runtime.submit(self._run(live), name="turn")
         return True
 
     async def _run(self, live: Live) -> None:
@@ -106,11 +107,14 @@ class Crew:
                 await self._checkpoint()
                 if self._sweeps and not self._draining and started - swept >= SWEEP:
                     swept = started
+                    await self.runtime.db(alive.tell, alive.WORKER)
                     await self._sweep()
                     await self.runtime.db(search.take_in)
                 if self._sweeps:
                     await self.runtime.db(audit_chain.seal_pending)
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
+                # Nobody's lease could be renewed: whoever holds one gets a moment for it.
+                swept = time.monotonic()
                 logger.warning("the database doesn't answer (%s)", type(error).__name__)
             except Exception as error:
                 # Without its chores a worker would answer nothing that the doorbell missed.
@@ -133,7 +137,7 @@ class Crew:
             return
         try:
             lost = await self.runtime.db(turns.save_progress, rows)
-        except DatabaseError:
+        except (DatabaseError, InterfaceError):
             for row in rows:
                 if (live := self.live.get(row.token)) and live.reply is not None:
                     live.reply.changed = True
@@ -166,9 +170,10 @@ class Crew:
                         self._cancel(token, "stop")
                     for token in set(tokens) - turns.renew(tokens):
                         self._cancel(token, "lost")
-            except DatabaseError as error:
+            except (DatabaseError, InterfaceError) as error:
+                beaten = 0.0  # with the first answer, before a sweep takes the lease for lost
                 logger.warning("heartbeat: no database (%s)", type(error).__name__)
-                with contextlib.suppress(DatabaseError):
+                with contextlib.suppress(DatabaseError, InterfaceError):
                     connection.close()
             except Exception as error:
                 # A heart that stops costs every turn of this process its lease.

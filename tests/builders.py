@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from allauth.mfa.webauthn.internal.auth import WebAuthn
+from fido2.utils import websafe_encode
+
 from connections.models import Connection, Secret, WorkspaceConnection
+from tests.fakes.passkey import Passkey
 from workspaces.models import Membership, Role, User, Workspace
 from workspaces.vault import Plain
 
@@ -16,6 +20,20 @@ KEY = "sk-test-0123456789-abcdef-x7Q2"
 def make_user(email: str = "someone@example.com", **fields: Any) -> User:
     """A person with `PASSWORD`; `is_superuser=True` makes an instance admin."""
     return User.objects.create_user(email, PASSWORD, **fields)
+
+
+def add_passkey(user: User, name: str = "Phone") -> Passkey:
+    """The device that keeps it, in software."""
+    passkey = Passkey()
+    kind = {"residentKey": "required", "userVerification": "required"}
+    asked = {
+        "user": {"id": websafe_encode(user.pk.bytes)},
+        "challenge": "",
+        "authenticatorSelection": kind,
+    }
+    answer = passkey.create(json.dumps({"publicKey": asked}))
+    WebAuthn.add(user, name, json.loads(answer))
+    return passkey
 
 
 def make_workspace(slug: str = "support", **fields: Any) -> Workspace:

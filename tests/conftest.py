@@ -105,9 +105,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _uses_database(item: pytest.Item) -> bool:
     fixtures = set(getattr(item, "fixturenames", ()))
-    return item.get_closest_marker("django_db") is not None or bool(
-        fixtures & {"db", "transactional_db", "live_server"}
-    )
+    marked = any(item.get_closest_marker(name) for name in ("django_db", "both_databases"))
+    return marked or bool(fixtures & {"db", "transactional_db", "live_server"})
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
@@ -61,35 +62,71 @@ def _places() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[str]:
-    """The DATABASE_URL of an empty database on a server that ends, and is removed, afterwards."""
+def cluster(keep: Path | None = None) -> Iterator[str]:
+    """The DATABASE_URL of `server`."""
+    with server(keep) as running:
+        yield running.url
+
+
+@dataclass
+class Server:
+    """A server with one database, which may be stopped and started again."""
+
+    url: str
+    _start: Callable[[], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        """Returns when it answers. Raises `NoPostgres` when it ends."""
+        self.process = self._start()
+        base = self.url.rpartition("/")[0]
+        wait_for(lambda: _answers(self.process, f"{base}/postgres"), 60, "PostgreSQL answers")
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """SIGINT is its fast way to end: it doesn't wait for clients."""
+        self.process.send_signal(number)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def server(keep: Path | None = None) -> Iterator[Server]:
+    """A running one, with an empty database; it ends, and is removed, afterwards. In a folder to
+    `keep` it stays as it is, for the next call."""
     binaries = find_binaries()
     account = _account()
-    folder = Path(tempfile.mkdtemp(prefix="patchbay-postgres-"))
+    folder = keep or Path(tempfile.mkdtemp(prefix="patchbay-postgres-"))
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         if account and TOOLS in binaries.parents:
             # The other account may not reach into a checkout that belongs to root. The whole wheel:
             # the programs find their libraries beside them.
             shutil.copytree(TOOLS, folder / "server", symlinks=True)
             binaries = folder / "server" / binaries.relative_to(TOOLS)
-        password = secrets.token_hex(16)
-        (folder / "password").write_text(password)
+        made_before = (folder / "data" / "PG_VERSION").exists()
+        if not made_before:
+            (folder / "password").write_text(secrets.token_hex(16))
+        password = (folder / "password").read_text()
         if account:
             for path in (folder, folder / "password"):
                 shutil.chown(path, account.pw_uid, account.pw_gid)
         as_account = {"user": account.pw_uid, "group": account.pw_gid} if account else {}
         common = {"cwd": folder, "env": {"PATH": os.defpath, "LC_ALL": "C"}, **as_account}
-        made = subprocess.run(
-            [
-                *(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "patchbay"),
-                *("--auth=scram-sha-256", f"--pwfile={folder / 'password'}"),
-                *("--encoding=UTF8", "--locale=C", "--no-sync"),
-            ],
-            stdout=subprocess.DEVNULL,
-            **common,
-        )
-        if made.returncode:
-            raise NoPostgres(f"initdb ended with {made.returncode}")
+        if not made_before:
+            made = subprocess.run(
+                [
+                    *(str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "patchbay"),
+                    *("--auth=scram-sha-256", f"--pwfile={folder / 'password'}"),
+                    *("--encoding=UTF8", "--locale=C", "--no-sync"),
+                ],
+                stdout=subprocess.DEVNULL,
+                **common,
+            )
+            if made.returncode:
+                raise NoPostgres(f"initdb ended with {made.returncode}")
         port = free_port()
         options = {
             "listen_addresses": "127.0.0.1",
@@ -101,40 +138,43 @@ def cluster() -> Iterator[str]:
             "synchronous_commit": "off",
             "full_page_writes": "off",
         }
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [
-                    *(str(binaries / "postgres"), "-D", str(folder / "data")),
-                    *(f"--{name}={value}" for name, value in options.items()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=die_with_parent(),
-                **common,
-            )
+
+        def start() -> subprocess.Popen[bytes]:
+            with (folder / "log").open("ab") as log:
+                return subprocess.Popen(
+                    [
+                        *(str(binaries / "postgres"), "-D", str(folder / "data")),
+                        *(f"--{name}={value}" for name, value in options.items()),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=die_with_parent(),
+                    **common,
+                )
+
+        base = f"postgres://patchbay:{password}@127.0.0.1:{port}"
+        running = Server(f"{base}/patchbay", start)
+        running.start()
         try:
-            url = f"postgres://patchbay:{password}@127.0.0.1:{port}/"
-            wait_for(lambda: _made(server, f"{url}postgres"), 60, "PostgreSQL answers")
-            yield f"{url}patchbay"
+            with (
+                contextlib.suppress(psycopg.errors.DuplicateDatabase),  # in a folder that was kept
+                psycopg.connect(f"{base}/postgres", autocommit=True) as connection,
+            ):
+                connection.execute("CREATE DATABASE patchbay")
+            yield running
         finally:
-            server.send_signal(signal.SIGINT)  # its fast way to end: it doesn't wait for clients
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            running.stop()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _made(server: subprocess.Popen[bytes], url: str) -> bool:
-    """Whether the server answers; the database is made then."""
-    if server.poll() is not None:
-        raise NoPostgres(f"PostgreSQL ended with {server.returncode}")
+def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
+    if process.poll() is not None:
+        raise NoPostgres(f"PostgreSQL ended with {process.returncode}")
     try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
-            connection.execute("CREATE DATABASE patchbay")
+        psycopg.connect(url, connect_timeout=5).close()
     except psycopg.OperationalError:
         return False
     return True

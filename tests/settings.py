@@ -29,6 +29,7 @@ from config.settings import DATA_DIR, DATABASES, STORAGES  # noqa: E402
 
 # One person does here what many do elsewhere; a test of the limits sets its own.
 SENDS_PER_MINUTE = TURNS_PER_PERSON = STREAMS_PER_PERSON = 0
+LOCAL_SERVERS = {}  # a developer's own Ollama is none of the tests' business
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 # Templates name static files without the manifest that `collectstatic` writes.
 STORAGES["staticfiles"] = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}

@@ -45,8 +45,9 @@ FIELDS = [
     *("failures", "by_mail", "webhook_url", "webhook_secret", "remove_webhook", "mail"),
     *("prefix", "url", "headers", "tool", "tools_mode"),
     *("receiver", "to-0-receiver", "instructions", "retention_days", "confirmed", "role", "admin"),
-    *("factor", "seen", "language"),
+    *("factor", "seen", "language", "credential", "keep", "of", "files"),
     *("replaces", "entered_for", "candidate", "turn", "secrets"),
+    "after",
     *("soft_cost", "hard_cost", "soft_tokens", "hard_tokens"),
 ]
 DEEP = "[" * 100_000

@@ -24,6 +24,12 @@ ASKED = (
     "/connections/new/?preset=bedrock",
     "/connections/new/?preset=vertex",
     "/connections/new/?preset=claude-oauth",
+    "/connections/new/?like=local",
+    "/connections/?q=nothing+like+it",
+    "/connections/?show=failed",
+    "/start/ollama/",
+    "/start/vertex/",
+    "/start/claude-oauth/",
     "/w/support/?q=nothing+like+it",
     "/audit/?q=nothing+like+it",
     "/palette/?q=e",
@@ -34,7 +40,7 @@ ASKED = (
 )
 WRONG = (
     *("/connections/new/", "/connections/import/", "/accounts/login/", "/w/support/members/"),
-    *("/people/invite/", "/w/support/settings/"),
+    *("/people/invite/", "/w/support/settings/", "/start/anthropic/", "/start/vllm/"),
 )
 
 CONTROLS = {"input", "select", "textarea"}

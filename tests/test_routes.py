@@ -238,6 +238,8 @@ def routes(world: World) -> dict[str, Route]:
                     ("account_reauthenticate", FORM, "signed in", 200),
                     ("mfa_authenticate", FORM, "everybody", 302),
                     ("mfa_reauthenticate", FORM, "signed in", 302),
+                    ("mfa_reauthenticate_webauthn", FORM, "signed in", 302),
+                    ("mfa_add_webauthn", FORM, "signed in", 302),
                     ("mfa_activate_totp", FORM, "signed in", 302),
                     ("mfa_deactivate_totp", FORM, "signed in", 404),
                     ("mfa_view_recovery_codes", GET, "signed in", 404),
@@ -245,6 +247,20 @@ def routes(world: World) -> dict[str, Route]:
                     ("mfa_download_recovery_codes", GET, "signed in", 404),
                 )
             ),
+            *(
+                (
+                    name,
+                    Route(
+                        FORM,
+                        (Try("signed in", args=(1,), get=(302, 303), post=(302, 303)),),
+                        others=(302, 405),
+                    ),
+                )
+                for name in ("mfa_edit_webauthn", "mfa_remove_webauthn")
+            ),
+            # At a number as the address there are no passkeys; tests/workspaces/test_passkeys.py.
+            one("account_passkey", POST, Try("everybody", post=(404,))),
+            one("account_passkey_begin", POST, Try("everybody", post=(404,))),
             one("account_sso", POST, Try("everybody", post=(404,))),
             one("account_sso_callback", GET, Try("everybody", get=(404,))),
             one("profile:show", FORM, Try("signed in", post=(303,))),
@@ -372,6 +388,25 @@ def routes(world: World) -> dict[str, Route]:
             ),
             one("connections:export", FORM, Try("instance admin", post=(200,))),
             one("connections:validate_many", POST, Try("instance admin", **posted)),
+            one(
+                "connections:selected",
+                POST,
+                Try("instance admin", data={"action": "pause", "slug": "local"}, **posted),
+            ),
+            one("connections:progress", GET, Try("instance admin")),
+            one("start:local", GET, Try("instance admin")),
+            one(
+                "start:form",
+                FORM,
+                Try("instance admin", args=("anthropic",), post=(422,)),
+                Try("instance admin", args=("no-such",), get=(404,), post=(404,)),
+            ),
+            one(
+                "start:check",
+                FORM,
+                Try("instance admin", args=("local",), post=(303,)),
+                Try("instance admin", args=("no-such",), get=(404,), post=(404,)),
+            ),
             one("connections:deleted", GET, Try("instance admin")),
             one("connections:alerts", FORM, Try("instance admin", post=(422,))),
             one("connections:alerts_to_me", POST, Try("instance admin", post=(303,))),
@@ -473,16 +508,33 @@ def routes(world: World) -> dict[str, Route]:
             chat("connection", POST, "sends", data={"connection": "local"}, post=(409,)),
             chat("model", POST, "sends", data={"model": "large"}, **posted),
             chat("continue", POST, "sends", post=(422,)),
+            chat("regenerate", POST, "sends", data={"turn": "1"}, post=(409,)),
             chat("options", POST, "sends", data={"max_output": "1024"}, **posted),
             chat("rename", POST, "sends", data={"title": "Another"}, **posted),
             chat("share", POST, "owner", data={"shared": "false"}, **posted),
             chat("flag", POST, "reads", data={"flag": "true"}, **posted),
+            chat("seen", POST, "reads", data={"turn": "1"}, post=(204,)),
             chat("archive", POST, "owner", data={"archive": "true"}, **posted),
             chat("delete", FORM, "owner", **posted),
             chat("transfer", FORM, "owner", post=(422,)),
             chat("export", GET, "reads"),
             # 409 for a colleague: the message goes out under its author's name.
             chat("message_edit", POST, "its author", message=True, data=text, post=(200, 303, 409)),
+            # The message that waits isn't one that can be sent again; one that was sent is.
+            one(
+                "sessions:message_again",
+                FORM,
+                *(
+                    Try(gate, get=get, post=post, args=("support", talk.chat.pk, pk), data=text)
+                    for gate, talk, pk, get, post in (
+                        ("sends", world.shared, world.shared.said.pk, (200,), (200, 303)),
+                        ("sends", world.shared, world.shared.queued.pk, (404,), (404,)),
+                        ("sends", world.shared, world.private.said.pk, (404,), (404,)),
+                        ("owner alone", world.private, world.private.said.pk, (200,), (200, 303)),
+                        ("nobody", world.foreign, world.foreign.said.pk, (404,), (404,)),
+                    )
+                ),
+            ),
             chat("message_cancel", POST, "sends", message=True, **posted),
             chat("message_promote", POST, "sends", message=True, post=(409,)),
             chat("message_move", POST, "sends", message=True, **posted),

@@ -56,6 +56,8 @@ class SignIn(LoginForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["login"].label = _("E-mail address")
+        # The browser offers passkeys there, beside addresses (static/js/passkeys.js).
+        self.fields["login"].widget.attrs["autocomplete"] = "username webauthn"
         self.fields["password"].help_text = ""  # the page itself says what can be done without one
 
 

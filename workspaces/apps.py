@@ -9,6 +9,7 @@ class WorkspacesConfig(AppConfig):
 
     def ready(self) -> None:
         from workspaces import commands, palette
+        from workspaces import lookups as lookups
         from workspaces import signals as signals
 
         palette.offer(commands.commands, place=3)

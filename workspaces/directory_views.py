@@ -8,14 +8,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from allauth.mfa.models import Authenticator
 from allauth.socialaccount.models import SocialAccount
 from django import forms
 from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
-from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
+from django.db.models import Prefetch, Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -28,6 +27,7 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from workspaces import directory, erasing, people, registry, second_factor
 from workspaces.audit_words import words_of
 from workspaces.devices import devices_of
+from workspaces.forms import LongSelect
 from workspaces.models import AuditEvent, Erasure, Membership, Role, User, Workspace
 from workspaces.people_views import InviteForm, ReceiverForm
 from workspaces.permissions import need_instance_admin
@@ -112,7 +112,7 @@ def _workspaces(without: User | None = None) -> list[tuple[str, str]]:
 class PlaceForm(forms.Form):
     """A place in a workspace."""
 
-    workspace = forms.ChoiceField(label=gettext_lazy("Workspace"))
+    workspace = forms.ChoiceField(label=gettext_lazy("Workspace"), widget=LongSelect)
     role = forms.ChoiceField(label=gettext_lazy("Role"), choices=Role.choices, initial=Role.MEMBER)
 
     def __init__(self, *args: Any, without: User | None = None, **kwargs: Any) -> None:
@@ -146,15 +146,13 @@ class TypedForm(forms.Form):
         return self.cleaned_data["email"]
 
 
-def _factors(outer: str) -> Exists:
-    return Exists(Authenticator.objects.filter(user=OuterRef(outer), type=Authenticator.Type.TOTP))
-
-
 def _person(request: HttpRequest, person_id: uuid.UUID, *, whole: bool = False) -> User:
     """The person for an instance admin, or 403 / 404; with `whole`, none whose data is being
     deleted or was."""
     need_instance_admin(request)
-    found = User.objects.annotate(has_factor=_factors("pk")).select_related("erasure")
+    found = User.objects.annotate(has_factor=second_factor.exists_for("pk")).select_related(
+        "erasure"
+    )
     person = found.filter(pk=person_id).first()
     if person is None or (whole and hasattr(person, "erasure")):
         raise Http404
@@ -167,7 +165,7 @@ def person_list(request: HttpRequest) -> HttpResponse:
     need_instance_admin(request)
     form = Filter(request.GET)
     is_valid = form.is_valid()
-    found = User.objects.annotate(has_factor=_factors("pk")).order_by("email")
+    found = User.objects.annotate(has_factor=second_factor.exists_for("pk")).order_by("email")
     found = form.people(found) if is_valid else found.none()
     places = Membership.objects.select_related("workspace").order_by("workspace__name")
     found = found.prefetch_related(Prefetch("memberships", places, to_attr="places"))
@@ -267,6 +265,7 @@ def _page(
         "places": _places(person),
         "devices": devices_of(person, current or ""),
         "linked": SocialAccount.objects.filter(user=person).exists(),
+        "factors": second_factor.words_of(person),
         "events": _events(person),
         "roles": Role.choices,
         "place_form": place_form or PlaceForm(without=person),
@@ -317,16 +316,25 @@ def person_deactivate(request: HttpRequest, person: uuid.UUID) -> HttpResponse:
     """Asks first, and offers to hand the sessions of each workspace to somebody else there."""
     found = _person(request, person, whole=True)
     data = request.POST if request.method == "POST" else None
+    places = [place for place in _places(found) if place.sessions]
+    heirs = people.offered([place.workspace for place in places], found)
     offers = [
-        (place, ReceiverForm(data, place.workspace, found, prefix=f"to-{number}"))
-        for number, place in enumerate(place for place in _places(found) if place.sessions)
+        (
+            place,
+            ReceiverForm(
+                *(data, place.workspace, found),
+                prefix=f"to-{number}",
+                among=heirs[place.workspace.pk],
+            ),
+        )
+        for number, place in enumerate(places)
     ]
     problem, status = "", 200
     if request.method == "POST":
         if not any(form.errors for _place, form in offers):
-            heirs = {place.workspace: form.heir for place, form in offers if form.heir}
+            chosen = {place.workspace: form.heir for place, form in offers if form.heir}
             try:
-                directory.deactivate(request.user, found, heirs)
+                directory.deactivate(request.user, found, chosen)
             except ValidationError as error:
                 problem, status = " ".join(error.messages), 409
             else:
@@ -369,7 +377,7 @@ def person_sign_out(request: HttpRequest, person: uuid.UUID) -> HttpResponse:
 
 @require_POST
 def person_second_factor(request: HttpRequest, person: uuid.UUID) -> HttpResponse:
-    """Takes the second factor away, for who lost the device."""
+    """Takes the second factor away, passkeys among it, for who lost the device."""
     found = _person(request, person, whole=True)
     if second_factor.take_away(request.user, found):
         messages.success(request, _("The next sign-in asks for the password alone."))

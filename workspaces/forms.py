@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+from django import forms
+from django.forms.utils import flatatt
+from django.utils.html import conditional_escape, format_html
+from django.utils.safestring import SafeString
 
 
 class Problems:
@@ -17,3 +23,23 @@ class Problems:
                     yield self[name].id_for_label or f"id_{name}", str(self[name].label), error
                 else:
                     yield "", "", error
+
+
+class LongSelect(forms.Select):
+    """For choices that grow with the installation: Django's own select renders a template for each.
+    Without groups."""
+
+    def render(self, name: str, value: Any, attrs: Any = None, renderer: Any = None) -> SafeString:
+        attributes = self.build_attrs(self.attrs, {**(attrs or {}), "name": name})
+        inside = joined_options(self.choices, set(self.format_value(value)))
+        return format_html("<select{}>{}</select>", flatatt(attributes), inside)
+
+
+def joined_options(pairs: Iterable[tuple[Any, Any]], chosen: Collection[str]) -> SafeString:
+    """Of a select, of pairs of value and label."""
+    parts = [
+        f'<option value="{conditional_escape(value)}"{" selected" if str(value) in chosen else ""}>'
+        f"{conditional_escape(label)}</option>"
+        for value, label in pairs
+    ]
+    return SafeString("".join(parts))

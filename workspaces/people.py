@@ -245,6 +245,23 @@ def receivers(workspace: Workspace, giver: User) -> QuerySet[User]:
     ).exclude(pk=giver.pk)
 
 
+def offered(spaces: Collection[Workspace], giver: User) -> dict[uuid.UUID, list[User]]:
+    """The first of them in each of these workspaces, by address. One query."""
+    places = Membership.objects.filter(
+        workspace__in=spaces, role__in=(Role.ADMIN, Role.MEMBER), user__is_active=True
+    ).exclude(user=giver)
+    found: dict[uuid.UUID, list[User]] = {space.pk: [] for space in spaces}
+    people: dict[uuid.UUID, User] = {}
+    rows = places.order_by("user__email").values_list(
+        "workspace", "user", "user__email", "user__name"
+    )
+    for space, pk, email, name in rows:
+        if len(found[space]) < MOST_OFFERED:
+            person = people.setdefault(pk, User(pk=pk, email=email, name=name))
+            found[space].append(person)
+    return found
+
+
 def is_gone(workspace: Workspace, person: User) -> bool:
     """Whether somebody can no longer look after his sessions here. At most one query."""
     return person.pk in gone_among(workspace, [person])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from django import forms
@@ -12,6 +13,7 @@ from django.contrib.auth import login
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -21,9 +23,12 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from workspaces import people, registry
+from workspaces.forms import LongSelect
 from workspaces.models import Invitation, Membership, Role, User, Workspace
 from workspaces.permissions import Access, workspace_for
 from workspaces.place import remember
+
+PAGE = 50
 
 
 class InviteForm(forms.Form):
@@ -42,14 +47,25 @@ class InviteForm(forms.Form):
 class ReceiverForm(forms.Form):
     """Who gets a person's sessions in a workspace; nobody, where that may be."""
 
-    receiver = forms.ChoiceField(label=gettext_lazy("Hand the sessions to"), required=False)
+    receiver = forms.ChoiceField(
+        label=gettext_lazy("Hand the sessions to"), required=False, widget=LongSelect
+    )
 
     def __init__(
-        self, data: Any, workspace: Workspace, giver: User, *, must: bool = False, prefix: str = ""
+        self,
+        data: Any,
+        workspace: Workspace,
+        giver: User,
+        *,
+        must: bool = False,
+        prefix: str = "",
+        among: Sequence[User] | None = None,
     ) -> None:
+        """`among`: who may get them, where that was looked up already."""
         super().__init__(data, prefix=prefix or None)
-        found = people.receivers(workspace, giver).order_by("email")
-        self.people = {str(one.pk): one for one in found[: people.MOST_OFFERED]}
+        if among is None:
+            among = people.offered([workspace], giver)[workspace.pk]
+        self.people = {str(one.pk): one for one in among}
         named = [(key, _named(one)) for key, one in self.people.items()]
         nobody = _("Choose somebody") if must else _("Nobody: leave them as they are")
         self.fields["receiver"].choices = [("", nobody), *named]
@@ -258,7 +274,7 @@ def _page(
     context = {
         "workspace": access.workspace,
         "access": access,
-        "members": members,
+        "page": Paginator(members, PAGE).get_page(request.GET.get("page")),
         "roles": Role.choices,
         "is_admin": is_admin,
         "invitations": people.open_invitations(access.workspace) if is_admin else [],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import dataclass
+
 from allauth.account.internal.flows.reauthentication import did_recently_reauthenticate
-from allauth.mfa.utils import is_mfa_enabled
+from allauth.mfa.models import Authenticator
 from allauth.socialaccount.models import SocialAccount
 from allauth.usersessions.models import UserSession
 from django import forms
@@ -20,7 +23,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from workspaces import audit, erasing
+from workspaces import audit, erasing, passkeys
 from workspaces.devices import Device, devices_of, end_others
 from workspaces.directory_views import TypedForm, deletion_context
 from workspaces.languages import language_of, speaking_to
@@ -41,6 +44,18 @@ class ProfileForm(forms.Form):
         required=False,
         help_text=gettext_lazy("Of pages, and of mail to you."),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Passkey:
+    id: int
+    name: str
+    added: dt.datetime
+    used: dt.datetime | None
+
+    @classmethod
+    def of(cls, row: Authenticator) -> Passkey:
+        return cls(row.pk, row.wrap().name, row.created_at, row.last_used_at)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -70,7 +85,10 @@ def profile(request: HttpRequest) -> HttpResponse:
         "issuer": settings.OIDC["name"] if settings.OIDC_IS_SET_UP else "",
         "linked": SocialAccount.objects.filter(user=user, provider=settings.OIDC_PROVIDER).first(),
         "may_unlink": user.has_usable_password() and not settings.SSO_ONLY,
-        "second_factor": is_mfa_enabled(user),
+        "factors": set(Authenticator.objects.filter(user=user).values_list("type", flat=True)),
+        "passkeys": [Passkey.of(row) for row in passkeys.of(user)],
+        "passkey_problem": passkeys.problem(request),
+        "sso_only": settings.SSO_ONLY,
         "has_password": user.has_usable_password() and not settings.SSO_ONLY,
     }
     status = 422 if form.is_bound and not form.is_valid() else 200

@@ -8,13 +8,18 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from django.utils.formats import number_format
+from django.utils.translation import gettext as _
+
 from workspaces.models import User, Workspace
+
+COUNTED = 10_000  # messages; more than so many are "more than so many"
 
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
     """What there is of a person: own sessions with what belongs to them, and what was written in
-    other people's."""
+    other people's. Messages are counted up to `COUNTED` + 1."""
 
     sessions: int = 0
     shared: int = 0  # of the sessions, those that colleagues read
@@ -22,6 +27,20 @@ class Holdings:
     attachments: int = 0
     attachment_bytes: int = 0
     elsewhere: int = 0  # messages in sessions of others
+
+    @property
+    def messages_said(self) -> str:
+        return _said(self.messages)
+
+    @property
+    def elsewhere_said(self) -> str:
+        return _said(self.elsewhere)
+
+
+def _said(count: int) -> str:
+    if count <= COUNTED:
+        return str(count)
+    return _("more than %(n)s") % {"n": number_format(COUNTED, force_grouping=True)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import functools
 import logging
 import threading
@@ -85,9 +86,9 @@ class Runtime:
     async def db[T](self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Runs a function that uses the ORM on a database thread; awaits its result."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._pool, functools.partial(self._with_connection, function, *args, **kwargs)
-        )
+        call = functools.partial(self._with_connection, function, *args, **kwargs)
+        # What a line of the log is about goes along.
+        return await loop.run_in_executor(self._pool, contextvars.copy_context().run, call)
 
     def _with_connection[T](self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         # The thread keeps its connection; one that broke (a database restart) is dropped first.

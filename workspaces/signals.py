@@ -7,7 +7,7 @@ from typing import Any
 
 from allauth.account.signals import password_changed, password_reset
 from allauth.mfa.models import Authenticator
-from allauth.mfa.signals import authenticator_added, authenticator_removed
+from allauth.mfa.signals import authenticator_added, authenticator_removed, authenticator_used
 from allauth.socialaccount.models import SocialLogin
 from allauth.socialaccount.signals import social_account_added
 from allauth.usersessions.models import UserSession
@@ -21,10 +21,10 @@ from workspaces import audit, second_factor
 from workspaces.models import SignInKey, User
 
 
-def _record(action: str, user: User | None) -> None:
+def _record(action: str, user: User | None, **details: Any) -> None:
     if user is not None:
         with transaction.atomic():
-            audit.record(user, action, user)
+            audit.record(user, action, user, **details)
 
 
 @receiver(user_logged_in, dispatch_uid="audit.sign_in")
@@ -55,13 +55,26 @@ def changed_password(user: User, **kwargs: Any) -> None:
 
 
 @receiver(authenticator_added, dispatch_uid="audit.second_factor_on")
-def second_factor_on(user: User, **kwargs: Any) -> None:
-    _record("user.second_factor_on", user)
+def second_factor_on(user: User, authenticator: Authenticator, **kwargs: Any) -> None:
+    if authenticator.type == Authenticator.Type.WEBAUTHN:
+        _record("user.passkey_add", user, passkey=authenticator.pk)
+    else:
+        _record("user.second_factor_on", user)
 
 
 @receiver(authenticator_removed, dispatch_uid="audit.second_factor_off")
-def second_factor_off(user: User, **kwargs: Any) -> None:
-    _record("user.second_factor_off", user)
+def second_factor_off(user: User, authenticator: Authenticator, **kwargs: Any) -> None:
+    """A passkey's has its row from the page: here it has no number any more."""
+    if authenticator.type != Authenticator.Type.WEBAUTHN:
+        _record("user.second_factor_off", user)
+
+
+@receiver(authenticator_used, dispatch_uid="audit.passkey_use")
+def passkey_used(
+    user: User, authenticator: Authenticator, passwordless: bool, **kwargs: Any
+) -> None:
+    if authenticator.type == Authenticator.Type.WEBAUTHN:
+        _record("user.passkey_use", user, passkey=authenticator.pk, alone=passwordless)
 
 
 @receiver(post_delete, sender=Authenticator, dispatch_uid="second_factor.keys")

@@ -8,6 +8,7 @@ tag here: `{% dialog "delete-x" _("Delete?") %} … {% enddialog %}`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,12 +17,13 @@ from django.forms import BaseForm, BoundField, CheckboxInput, RadioSelect
 from django.template.loader import render_to_string
 from django.templatetags.static import static
 from django.utils import formats, timezone
-from django.utils.html import format_html
+from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from connections.budgets import money
+from workspaces.forms import joined_options
 
 register = template.Library()
 
@@ -105,6 +107,26 @@ def first_to_fill(form: BaseForm) -> str:
     """The name of the field where typing begins: the first that is wrong, else the first."""
     fields = form.visible_fields()
     return next((bound.name for bound in [*(b for b in fields if b.errors), *fields]), "")
+
+
+@register.simple_tag
+def options(pairs: Iterable[tuple[object, object]], chosen: object = None) -> SafeString:
+    """The options of a select, of pairs of value and label: of a thousand a loop in a template
+    would take the time of the page."""
+    return joined_options(pairs, {str(chosen)})
+
+
+@register.simple_tag
+def checkboxes(name: str, rows: Iterable[tuple[str, str, str]], *, id: str) -> SafeString:
+    """Boxes to tick, of (value, label, note): values are slugs, the ids begin with `id`."""
+    parts = [
+        f'<div class="field" data-kind="checkbox"><input type="checkbox" id="{id}-{value}" '
+        f'name="{name}" value="{value}" autocomplete="off">'
+        f'<label for="{id}-{value}">{conditional_escape(label)} '
+        f'<span class="muted small">{conditional_escape(note)}</span></label></div>'
+        for value, label, note in rows
+    ]
+    return SafeString("\n".join(parts))
 
 
 def _component(name: str, content: str, **context: Any) -> SafeString:

@@ -150,6 +150,7 @@ async def freshened(target: Target, *, rejected: str = "") -> Target:
 #   {"t": "image", "media_type": "image/png", "data": base64 str}        (only in requests)
 #   {"t": "tool_call", "id": str, "name": str, "args": dict, "raw"?: str, "sig"?: Any}
 #   {"t": "tool_result", "id": str, "name": str, "text": str, "is_error"?: bool}
+# `ms`: how long a result or a thinking took; `file`: a text is the content of a file of that name.
 Part = dict[str, Any]
 
 

@@ -76,6 +76,8 @@ class HTTPProvider:
         wire = self.wire(target)
         payload = await self.lookup(client, target, wire.models_path)
         entries = payload.get("data") if isinstance(payload, dict) else payload
+        if payload == {"object": "list", "data": None}:
+            entries = []  # Ollama, before any model was pulled
         if not isinstance(entries, list):
             raise ProviderError(ErrorKind.PROTOCOL, "The list of models is not a list.")
         return wire.models(entries)

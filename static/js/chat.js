@@ -7,6 +7,7 @@ const draft = document.getElementById("draft");
 if (composer) start();
 
 function start() {
+  draft.setSelectionRange(draft.value.length, draft.value.length);
   // Where the browser can't size a field by its content.
   if (!CSS.supports("field-sizing", "content")) {
     draft.addEventListener("input", grow);
@@ -46,24 +47,31 @@ function start() {
   });
   root.addEventListener("chat:returned", ({ detail }) => giveBack(detail));
 
+  // What is typed outlives a reload, in this tab.
+  const kept = `draft:${location.pathname}`;
+  if (!draft.value) write(sessionStorage.getItem(kept) ?? "");
+  draft.addEventListener("input", () => (draft.value ? sessionStorage.setItem(kept, draft.value) : sessionStorage.removeItem(kept)));
+
   // -- keys -------------------------------------------------------------------------------------------
   draft.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
     event.preventDefault();
     send();
   });
-  // Up from an empty field: the last of one's own messages that waits.
+  // Up from an empty field: the last of one's own messages, one that waits or one that was sent.
   draft.addEventListener("keydown", (event) => {
     if (event.key !== "ArrowUp" || draft.value || event.shiftKey || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-    const last = [...document.querySelectorAll("#waiting .waiting-edit")].at(-1);
+    const last = [...document.querySelectorAll("#waiting .waiting-edit")].at(-1) ?? [...document.querySelectorAll(".message-edit[data-own]")].at(-1);
     if (!last) return;
     event.preventDefault();
-    last.open = true;
+    if (last.matches("details")) last.open = true;
+    else last.click();
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
     if (document.querySelector(":popover-open, dialog[open], .waiting-edit[open]") || event.target.closest("#chat-title")) return;
-    document.getElementById("stop")?.click();
+    const leave = draft.value === draft.defaultValue && document.getElementById("leave");
+    (document.getElementById("stop") ?? leave)?.click();
   });
   // A message sent right after another model (or level, or length) was chosen goes to that one, as does a Retry, and one
   // sent right after another message goes behind that one: each waits for the answer.
@@ -103,8 +111,50 @@ function start() {
     if (!button.disabled) composer.requestSubmit(button);
   }
 
-  // -- images -------------------------------------------------------------------------------------------
+  // -- order: a waiting message is dragged by its grip; the keyboard has the arrows -------------------
+  let dragged = ""; // its id
+  const queuedAt = ({ target }) => (dragged && target.closest?.("#waiting > [data-delivery=queued]")) || null;
+  const isBelow = (item, { clientY }) => clientY > item.getBoundingClientRect().top + item.offsetHeight / 2;
+
+  function showDrop(item, place) {
+    for (const other of document.querySelectorAll("#waiting > [data-drop]")) delete other.dataset.drop;
+    if (item && item.id !== dragged) item.dataset.drop = place;
+  }
+
+  root.addEventListener("dragstart", (event) => {
+    const item = event.target.closest?.(".grip")?.closest("li");
+    if (!item) return;
+    dragged = item.id;
+    event.dataTransfer.effectAllowed = "move";
+    event.dataTransfer.setData("text/plain", item.querySelector(".message-body").textContent);
+    event.dataTransfer.setDragImage(item, 0, item.offsetHeight / 2);
+  });
+  root.addEventListener("dragover", (event) => {
+    const item = queuedAt(event);
+    if (item) event.preventDefault();
+    showDrop(item, item && isBelow(item, event) ? "after" : "before");
+  });
+  root.addEventListener("drop", (event) => {
+    const item = queuedAt(event);
+    const moved = document.getElementById(dragged);
+    showDrop(null);
+    dragged = "";
+    if (!item) return;
+    event.preventDefault();
+    const next = isBelow(item, event) ? item.nextElementSibling : item;
+    if (!moved || item === moved || next === moved) return;
+    const { action } = moved.querySelector(".waiting-actions");
+    const before = next?.matches("[data-delivery=queued]") ? next.dataset.message : "";
+    htmx.ajax("POST", action.replace(/cancel\/$/, "move/"), { source: moved.querySelector(".waiting-actions"), swap: "none", values: { before } });
+  });
+  root.addEventListener("dragend", () => {
+    showDrop(null);
+    dragged = "";
+  });
+
+  // -- files -------------------------------------------------------------------------------------------
   const input = document.getElementById("images");
+  const textInput = document.getElementById("text-files");
   const files = document.getElementById("files");
   const words = document.getElementById("chat-words").dataset;
   let shown = [];
@@ -116,35 +166,49 @@ function start() {
   function pick(list) {
     const before = shown;
     shown = list;
-    const transfer = new DataTransfer();
-    for (const file of list) transfer.items.add(file);
-    input.files = transfer.files;
+    const images = new DataTransfer();
+    const texts = new DataTransfer();
+    for (const file of list) (isImage(file) ? images : texts).items.add(file);
+    input.files = images.files;
+    textInput.files = texts.files;
     files.replaceChildren(...list.map(preview));
     return before;
   }
 
   function preview(file) {
     const item = document.createElement("li");
-    const image = new Image();
-    image.alt = file.name;
-    const reader = new FileReader();
-    reader.onload = () => (image.src = reader.result);
-    reader.readAsDataURL(file);
+    if (isImage(file)) {
+      const image = new Image();
+      image.alt = file.name;
+      const reader = new FileReader();
+      reader.onload = () => (image.src = reader.result);
+      reader.readAsDataURL(file);
+      item.append(image);
+    } else {
+      const chip = Object.assign(document.createElement("span"), { className: "file-chip" });
+      const name = Object.assign(document.createElement("span"), { className: "truncate", textContent: file.name });
+      chip.append(document.getElementById("chat-file").content.cloneNode(true), name);
+      file.slice(0, 600).text().then((text) => (chip.title = text));
+      item.append(chip);
+    }
     const remove = document.createElement("button");
     Object.assign(remove, { type: "button", className: "button", textContent: "×", ariaLabel: words.remove, title: words.remove });
     remove.addEventListener("click", () => pick(shown.filter((other) => other !== file)));
-    item.append(image, remove);
+    item.append(remove);
     return item;
   }
 
-  const add = (list) => pick([...shown, ...[...list].filter(isImage)]);
+  // Whether a file is text is seen by the server, which says so where it isn't.
+  const add = (list) => pick([...shown, ...[...list].filter((file) => !isImage(file) || takesImages())]);
   input.addEventListener("change", () => add(input.files));
+  textInput.addEventListener("change", () => add(textInput.files));
   composer.addEventListener("click", (event) => {
     if (event.target.closest("label[aria-disabled]")) event.preventDefault();
   });
   draft.addEventListener("paste", (event) => {
-    const pasted = [...event.clipboardData.files].filter(isImage);
-    if (!pasted.length || !takesImages()) return;
+    // Some programs copy a picture beside the text that is meant.
+    const pasted = [...event.clipboardData.files];
+    if (!pasted.length || event.clipboardData.types.includes("text/plain")) return;
     event.preventDefault();
     add(pasted);
   });
@@ -154,7 +218,7 @@ function start() {
   root.addEventListener("drop", (event) => {
     if (!event.dataTransfer.files.length) return;
     event.preventDefault();
-    if (takesImages()) add(event.dataTransfer.files);
+    add(event.dataTransfer.files);
   });
 }
 

@@ -10,6 +10,27 @@ const log = document.getElementById("log");
 const notice = document.getElementById("notice");
 const words = document.getElementById("chat-words").dataset;
 
+// -- what is new: the tab says so until one looks, the server keeps it for the list of sessions --------
+let isNews = false;
+let seen = Number(root.dataset.seen);
+
+const isActive = () => ["pending", "running"].includes(root.dataset.turnState);
+
+function showTitle() {
+  const title = document.title.replace(`${words.news}: `, "");
+  document.title = isNews ? `${words.news}: ${title}` : title;
+}
+
+// What has ended and stands before one's eyes.
+function markSeen() {
+  const number = Number(lastTurn()) - (isActive() ? 1 : 0);
+  if (document.hidden || hasEnded || !follows || number <= seen) return;
+  const before = seen;
+  seen = number;
+  const headers = { "X-CSRFToken": document.querySelector("[name=csrfmiddlewaretoken]").value };
+  fetch(root.dataset.see, { method: "POST", headers, body: new URLSearchParams({ turn: number }), keepalive: true }).catch(() => (seen = before));
+}
+
 // -- growing text -----------------------------------------------------------------------------------
 
 // An open block: the server's HTML covers its text up to `offset` (UTF-16 units), `text` follows.
@@ -181,6 +202,8 @@ async function refetch() {
     for (const [handler, data] of batch) if (bodyOf(data.m)) within(handler)(data);
     for (const [handler, data] of arrived) within(handler)(data);
   }
+  showTitle();
+  markSeen();
   if (again || version < newest) refetch();
 }
 
@@ -257,7 +280,7 @@ const isBeingEdited = (element) => element.contains(document.activeElement) && d
 // An element as the server sent it: without what differs in every answer or was added here.
 function plain(element) {
   const copy = element.cloneNode(true);
-  for (const token of copy.querySelectorAll("[name=csrfmiddlewaretoken]")) token.removeAttribute("value");
+  for (const token of copy.querySelectorAll("[name=csrfmiddlewaretoken], [name=client_key]")) token.removeAttribute("value");
   for (const changed of copy.querySelectorAll("[class=''], .htmx-request")) changed.removeAttribute("class");
   for (const unfolded of copy.querySelectorAll("details[open]")) unfolded.removeAttribute("open");
   return copy.outerHTML;
@@ -277,24 +300,32 @@ function takeState(fresh) {
   turn.prepend(document.getElementById("chat-seam").content.cloneNode(true));
 }
 
-// A turn's new state, put into the one that is shown: what hasn't changed isn't touched, and a reply
-// that grows here isn't set back to what the server had stored a moment ago.
+// A part's new state, put into the one that is shown: what hasn't changed isn't touched (a press on it
+// would be lost), and a reply that grows here isn't set back to what the server had stored a moment ago.
 function blend(shown, fresh) {
   const wanted = [...fresh.children];
   for (const child of [...shown.children]) if (!wanted.some(({ id }) => id === child.id)) child.remove();
   wanted.forEach((item, index) => {
     const old = document.getElementById(item.id);
-    if (!old || !transcript.contains(old)) place(item, shown, index);
+    if (!old || !shown.parentElement.contains(old)) return place(item, shown, index);
+    putAt(old, shown, index);
+    if (old.dataset.role === "assistant") blendReply(old, item);
+    else if (old.id === "waiting") blend(old, item);
+    else if (plain(old) === plain(item)) return;
+    else if (editorKept(old, item)) blendAround(old, item);
     else {
-      if (shown.children[index] !== old) shown.insertBefore(old, shown.children[index] ?? null);
-      if (old.dataset.role === "assistant") blendReply(old, item);
-      else if (plain(old) !== plain(item)) {
-        place(item, shown, index);
-        old.remove();
-      }
+      place(item, shown, index);
+      old.remove();
     }
   });
   for (const { name, value } of fresh.attributes) shown.setAttribute(name, value);
+}
+
+// What is moved stands outside the page for a moment: not so what one works in, the others give way.
+function putAt(item, parent, index) {
+  if (item.parentElement === parent && item.matches(":focus-within, :has(> [open])")) {
+    while (parent.children[index] !== item) parent.append(parent.children[index]);
+  } else if (parent.children[index] !== item) parent.insertBefore(item, parent.children[index] ?? null);
 }
 
 function place(item, parent, index) {
@@ -319,20 +350,33 @@ function blendReply(old, fresh) {
   old.toggleAttribute("data-complete", "complete" in fresh.dataset);
 }
 
-// A message that is being edited keeps its form; when it is on its way already, its text goes back
-// to the composer.
+// A message that is being edited keeps its form, unless another page has changed its text; when it is
+// on its way already, its text goes back to the composer.
+const editorOf = (item) => item.querySelector(":scope > .waiting-edit");
+
+function editorKept(old, fresh) {
+  const editor = editorOf(old);
+  const next = editorOf(fresh);
+  return editor?.open && next && next.querySelector("textarea").defaultValue === editor.querySelector("textarea").defaultValue;
+}
+
+function blendAround(old, fresh) {
+  const editor = editorOf(old);
+  editorOf(fresh).remove();
+  for (const child of [...old.children]) if (child !== editor) child.remove();
+  const around = [...fresh.children];
+  editor.before(...around);
+  around.forEach((child) => htmx.process(child));
+  for (const { name, value } of fresh.attributes) old.setAttribute(name, value);
+}
+
 function blendWaiting(shown, fresh) {
-  const focused = shown.contains(document.activeElement) && document.activeElement.closest(".waiting-edit[open]") && document.activeElement;
   for (const editor of shown.querySelectorAll(".waiting-edit[open]")) {
     const text = editor.querySelector("textarea");
-    const next = fresh.querySelector(`#${editor.closest("li").id} .waiting-edit`);
-    if (next && next.querySelector("textarea").defaultValue === text.defaultValue) next.replaceWith(editor);
-    else if (!next && text.value !== text.defaultValue) root.dispatchEvent(new CustomEvent("chat:returned", { detail: text.value }));
+    if (fresh.querySelector(`#${editor.closest("li").id}`) || text.value === text.defaultValue) continue;
+    root.dispatchEvent(new CustomEvent("chat:returned", { detail: text.value }));
   }
-  if (plain(shown) === plain(fresh)) return;
-  shown.replaceChildren(...fresh.childNodes);
-  htmx.process(shown);
-  if (focused?.isConnected) focused.focus({ preventScroll: true });
+  blend(shown, fresh);
 }
 
 // -- the stream -------------------------------------------------------------------------------------
@@ -350,6 +394,7 @@ const handlers = {
   "turn-end": ({ v, state }) => {
     say("");
     document.getElementById("announce").textContent = words[state] ?? "";
+    if (document.hidden && state === "done") isNews = true;
     see(v);
   },
   notice: ({ t }) => say(t),
@@ -465,11 +510,23 @@ function look() {
 
 addEventListener("focus", look);
 
+const HIDDEN = 60_000;
 let hiding = 0;
+
+// A reply that runs is followed to its end, which the title tells.
+function hide() {
+  if (isActive()) return void (hiding = setTimeout(hide, HIDDEN));
+  close();
+  tellOthers();
+}
+
 document.addEventListener("visibilitychange", () => {
   clearTimeout(hiding);
-  if (document.hidden) hiding = setTimeout(() => (close(), tellOthers()), 60_000);
-  else look();
+  if (document.hidden) return void (hiding = setTimeout(hide, HIDDEN));
+  look();
+  isNews = false;
+  showTitle();
+  markSeen();
 });
 addEventListener("pagehide", () => {
   close();
@@ -486,6 +543,7 @@ const toEnd = () => (log.scrollTop = log.scrollHeight);
 log.addEventListener("scroll", () => {
   follows = log.scrollHeight - log.scrollTop - log.clientHeight < 48;
   jump.hidden = follows;
+  markSeen();
 });
 const keepPlace = new ResizeObserver(() => {
   if (follows) toEnd();
@@ -512,6 +570,11 @@ root.addEventListener("htmx:afterSwap", () => {
   below = null;
 });
 
-// A new session is read from its beginning.
-if (transcript.querySelector(":scope > [data-turn]")) toEnd();
+// A new session is read from its beginning, others from their end or from where the address says.
+const named = document.getElementById(location.hash.slice(1));
+if (named?.matches("[data-turn]")) (follows = false), named.scrollIntoView();
+else if (transcript.querySelector(":scope > [data-turn]")) toEnd();
+const news = document.getElementById("news");
+if (news && news.offsetTop < log.scrollTop) news.scrollIntoView(); // its end is further than one can see
+requestAnimationFrame(markSeen);
 connect();

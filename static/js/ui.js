@@ -57,6 +57,19 @@ if (!("command" in HTMLButtonElement.prototype)) {
   });
 }
 
+// -- menus: the arrow keys go through an open one ---------------------------------------------------
+document.addEventListener("keydown", (event) => {
+  const { key, target } = event;
+  if (!["ArrowDown", "ArrowUp", "Home", "End"].includes(key) || event.altKey || event.ctrlKey || event.metaKey) return;
+  const opens = target.closest?.("[popovertarget]")?.getAttribute("popovertarget");
+  const menu = target.closest?.(".menu-list:popover-open") ?? (opens && document.getElementById(opens));
+  if (!menu?.matches(".menu-list:popover-open") || target.matches("input, select, textarea")) return;
+  event.preventDefault();
+  const entries = [...menu.querySelectorAll("a[href], button:not(:disabled)")].filter((one) => one.checkVisibility());
+  const at = entries.indexOf(target);
+  ({ ArrowDown: entries[at + 1] ?? entries[0], ArrowUp: entries.at(at < 0 ? -1 : at - 1), Home: entries[0], End: entries.at(-1) })[key]?.focus();
+});
+
 // What asks for itself every few seconds rests while nobody looks.
 document.addEventListener("htmx:beforeRequest", (event) => {
   if (document.hidden && event.target.matches("[data-while-visible]")) event.preventDefault();
@@ -194,6 +207,9 @@ addEventListener("pageshow", (event) => {
   if (!event.persisted) return;
   for (const form of document.querySelectorAll("form[data-sending]")) {
     delete form.dataset.sending;
+    // Pressed after a look back, it is meant as another one.
+    const key = form.querySelector("[name=client_key]");
+    if (key) key.value = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
     form.querySelector("[aria-busy]")?.removeAttribute("aria-busy");
   }
 });

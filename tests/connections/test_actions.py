@@ -329,6 +329,49 @@ def test_the_list_is_put_in_order(alice):
     assert events() == ["connection.reorder"] * 3
 
 
+@pytest.mark.django_db(transaction=True)
+def test_of_two_moves_at_once_both_count(alice):
+    for slug in "abcdef":
+        make_connection(slug)
+    start = threading.Barrier(2)
+    failures = []
+
+    def shift(slug, **where):
+        try:
+            start.wait(10)
+            move(alice, Connection.objects.get(slug=slug), **where)
+        except Exception as error:
+            failures.append(error)
+        finally:
+            database.close()
+
+    threads = [
+        threading.Thread(target=shift, args=("f",), kwargs={"before": "b"}),
+        threading.Thread(target=shift, args=("a",), kwargs={"after": "d"}),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    assert slugs() == ["f", "b", "c", "d", "a", "e"]
+    assert [one.position for one in Connection.objects.living()] == list(range(6))
+    assert events() == ["connection.reorder"] * 2
+
+
+def test_a_move_tells_where_it_stood_and_stands(alice):
+    a, b = make_connection("a"), make_connection("b")
+    moved = move(alice, b, by=-1)
+    assert (moved.place, moved.total, moved.stood_after) == (1, 2, a)
+    moved = move(alice, b, by=-1)
+    assert (moved.place, moved.stood_after) == (1, None)
+    with pytest.raises(ValidationError):
+        move(alice, b, before="b")
+    with pytest.raises(ValidationError):
+        move(alice, b, after="gone")
+    assert slugs() == ["b", "a"]
+
+
 def test_pausing_keeps_a_message_for_people(alice):
     made = make_connection()
     set_enabled(alice, made, False, message="Back on Monday.")

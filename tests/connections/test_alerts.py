@@ -10,18 +10,25 @@ import json
 import logging
 import smtplib
 import threading
+from decimal import Decimal
 
 import pytest
 from django.core import mail
+from django.db import connections as databases
 from django.db import transaction
 from django.utils import timezone
+from django.utils.formats import date_format
 
+from config import env
 from config.celery import app
-from connections import alerts, tasks
-from connections.models import Alert, AlertOptOut, AlertSettings, Connection, ProbeResult
-from tests.builders import make_connection, make_user
+from connections import alerts, budgets, tasks
+from connections.budgets import Limits
+from connections.models import Alert, AlertOptOut, AlertSettings, Budget, Connection, ProbeResult
+from connections.registry import Used
+from tests.builders import make_connection, make_member, make_user, make_workspace
+from tests.fakes import mail as mail_server
 from workspaces import vault
-from workspaces.models import AuditEvent
+from workspaces.models import AuditEvent, Role
 from workspaces.runtime import get_runtime
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -414,6 +421,139 @@ def test_the_address_stands_in_no_log_page_audit_or_repr(alice, hook, caplog, cl
     assert "canary-of-the-address" not in str(bytes(AlertSettings.objects.get().webhook_url.stored))
 
 
+# -- of budgets ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sink(settings):
+    with mail_server.running() as sink:
+        settings.MAILERS = {"default": env.mailer(sink.url)}
+        yield sink
+
+
+@pytest.fixture
+def support(alice):
+    """A workspace with an admin, wanda, and a budget of 2 and 4 dollars a month."""
+    space = make_workspace("support")
+    make_member(space, make_user("wanda@example.com"), Role.ADMIN)
+    make_member(space, make_user("bob@example.com"), Role.MEMBER)
+    budgets.set_limits(alice, space, Limits(soft_cost=Decimal(2), hard_cost=Decimal(4)))
+    return space
+
+
+def spend(space, connection, cost="0", tokens=0, now=None):
+    """What the end of a reply does."""
+    with transaction.atomic():
+        used = Used(Decimal(cost), tokens)
+        budgets.add(used, workspace_id=space.pk, connection_id=connection.pk, now=now)
+
+
+def told():
+    return list(Alert.objects.order_by("at", "state").values_list("state", "limit", "mail"))
+
+
+def test_a_budget_s_notice_and_stop_go_to_the_mail_server_once_a_month(support, alice, sink):
+    alerts.update(alice, failures=1, by_mail=True)
+    connection = make_connection("local")
+    spend(support, connection, "1.99")
+    assert told() == []
+    for _reply in range(3):
+        spend(support, connection, "0.01")
+    send(times=3)
+    a_quarter_of_an_hour_passes()
+    for _reply in range(3):
+        spend(support, connection, "2")
+    send(times=3)
+    a_quarter_of_an_hour_passes()
+    send()
+    assert told() == [("soft_limit", "$2.00", "sent"), ("hard_limit", "$4.00", "sent")]
+    month = date_format(budgets.month_of(None), "F Y")
+    notice, stop = (
+        [one for one in sink.mails if words in one["subject"]]
+        for words in ("1 budget is at its notice", "1 budget is used up")
+    )
+    assert len(sink.mails) == 4
+    for mails in (notice, stop):
+        assert [one["to"] for one in mails] == ["alice@example.com", "wanda@example.com"]
+    said = notice[0].get_payload()
+    assert f"The notice level of its budget, $2.00 for {month}, is reached." in said
+    assert f"Its budget of $4.00 for {month} is used up: nothing more" in stop[0].get_payload()
+    for one in sink.mails:
+        assert "http://127.0.0.1:8000/w/support/usage/" in one.get_payload()
+    assert "as an instance admin" in stop[0].get_payload()
+    assert "as an admin of the workspace" in stop[1].get_payload()
+    # Another month, another notice.
+    spend(support, connection, "3", now=timezone.now() + dt.timedelta(days=32))
+    assert len(told()) == 3
+
+
+def test_two_replies_that_end_at_once_tell_of_a_limit_once(support, alice, sink):
+    alerts.update(alice, failures=1, by_mail=True)
+    connection = make_connection("local")
+    budgets.set_limits(alice, connection, Limits(soft_tokens=10, hard_tokens=10))
+    gate = threading.Barrier(4)
+
+    def end():
+        gate.wait(20)
+        try:
+            spend(support, connection, "3", 10)
+        finally:
+            databases.close_all()
+
+    threads = [threading.Thread(target=end) for _reply in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert Budget.objects.get(connection=connection).tokens == 40
+    limits = [(state, limit) for state, limit, _mail in told()]
+    assert sorted(limits) == [
+        *(("hard_limit", "$4.00"), ("hard_limit", "10 tokens")),
+        *(("soft_limit", "$2.00"), ("soft_limit", "10 tokens")),
+    ]
+    send(times=4)
+    # What is about the connection goes to instance admins only.
+    alice_s, wanda_s = sink.mails
+    assert (alice_s["to"], wanda_s["to"]) == ("alice@example.com", "wanda@example.com")
+    assert "2 budgets are used up" in alice_s["subject"]
+    assert "/connections/local/" in alice_s.get_payload()
+    assert "1 budget is used up" in wanda_s["subject"]
+    assert "Local" not in wanda_s.get_payload()
+
+
+def test_the_webhook_is_told_of_a_budget(support, alice, hook):
+    use(hook, alice)
+    spend(support, make_connection("local"), "5")
+    send(times=3)
+    [(_path, _headers, body)] = hook.came
+    lines = json.loads(body)["alerts"]
+    found = {(line["name"], line["slug"], line["state"]) for line in lines}
+    assert found == {("Support", "support", "soft_limit"), ("Support", "support", "hard_limit")}
+    assert {line["url"] for line in lines} == {"http://127.0.0.1:8000/w/support/usage/"}
+
+
+def test_a_limit_that_is_set_below_what_was_used_is_told_and_a_moved_one_anew(support, alice):
+    spend(support, make_connection("local"), "1.50")
+    assert told() == []
+    for hard, count in ((Decimal(1), 1), (Decimal("1.10"), 1), (Decimal(9), 1), (Decimal(1), 2)):
+        budgets.set_limits(alice, support, Limits(hard_cost=hard))
+        assert [state for state, _limit, _mail in told()] == ["hard_limit"] * count
+
+
+def test_budgets_are_not_told_when_that_is_switched_off(support, alice, client_for):
+    page = client_for(alice)
+    spend(support, make_connection("local"), "2")
+    assert page.post("/connections/alerts/", {"failures": "3", "by_mail": "on"}).status_code == 303
+    assert not AlertSettings.objects.get().of_budgets
+    spend(support, Connection.objects.get(), "2")
+    send()
+    assert told() == [("soft_limit", "$2.00", "off"), ("hard_limit", "$4.00", "off")]
+    assert mail.outbox == []
+    html = page.get("/connections/alerts/").text
+    assert "Budget used up" in html
+    assert 'href="/w/support/usage/"' in html
+
+
 # -- setting it ------------------------------------------------------------------------------------
 
 
@@ -516,6 +656,7 @@ def test_an_alert_goes_when_it_is_old_unless_it_is_the_newest():
     Alert.objects.create(connection=connection, state="failing", at=long_ago)
     new = Alert.objects.create(connection=connection, state="recovered")
     only = Alert.objects.create(connection=other, state="failing", at=long_ago)
+    Alert.objects.create(connection=other, state="hard_limit", at=long_ago)
     tasks.prune()
     assert set(Alert.objects.all()) == {new, only}
 

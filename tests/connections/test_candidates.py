@@ -28,7 +28,7 @@ from connections.tasks import (
     request_validation,
     validate_connection,
 )
-from tests.builders import KEY, make_connection, make_user
+from tests.builders import KEY, make_connection, make_secret, make_user
 from tests.fakes.server import FakeProviders
 from workspaces import rotation, vault
 from workspaces.models import AuditEvent
@@ -463,6 +463,104 @@ def test_of_an_old_secret_people_are_told_once(local, settings, alice):
     actions.update(alice, local, {}, secret={"api_key": NEW})
     aged(local, 200)
     assert alerts.remind_of_age() == 1
+
+
+# -- extra headers ---------------------------------------------------------------------------------
+
+GATEWAY = {"X-Gateway-Key": "gw-old-0123456789-abcdef"}
+NEW_GATEWAY = {"X-Gateway-Key": "gw-new-0123456789-n3W2", "X-Team": "support"}
+TYPED = "".join(f"{name}: {value}\n" for name, value in NEW_GATEWAY.items())
+
+
+@pytest.fixture
+def gateway(fakes):
+    """In use with a key that the provider takes, and a header for the gateway before it."""
+    connection = make_connection(
+        "fake", base_url=fakes.openai, key=fakes.good_key, models=["echo"], default_model="echo"
+    )
+    make_secret(connection, GATEWAY, Secret.Purpose.HEADERS)
+    return Connection.objects.with_secrets().get()
+
+
+def headers_in_use(connection):
+    return target_of(Connection.objects.with_secrets().get(pk=connection.pk)).extra_headers
+
+
+def test_new_headers_are_checked_with_the_key_in_use_and_take_their_place(page, gateway, fakes):
+    fakes.reset()
+    assert 'name="extra_headers"' in page.get(FORM).text
+    assert enter(page, "", extra_headers=TYPED).status_code == 303
+    assert headers_in_use(gateway) == GATEWAY
+    climb(gateway)
+    came = fakes.requests()
+    assert came
+    for request in came:
+        assert request["headers"]["x-gateway-key"] == NEW_GATEWAY["X-Gateway-Key"]
+        assert request["headers"]["x-team"] == "support"
+    assert not SecretCandidate.objects.exists()
+    assert headers_in_use(gateway) == NEW_GATEWAY
+    assert in_use(gateway) == fakes.good_key
+    assert [one.details["purpose"] for one in audited("secret.promote")] == ["headers"]
+    seen = json.dumps(list(AuditEvent.objects.values_list("details", flat=True)))
+    seen += page.get(PAGE).text + page.get(FORM).text
+    for value in (*GATEWAY.values(), NEW_GATEWAY["X-Gateway-Key"]):
+        assert value not in seen
+
+
+def test_a_key_and_headers_are_one_candidate(page, gateway, fakes):
+    enter(page, NEW, extra_headers=TYPED)
+    climb(gateway)
+    assert SecretCandidate.objects.get().state == State.FAILED
+    assert (headers_in_use(gateway), in_use(gateway)) == (GATEWAY, fakes.good_key)
+    there = SecretCandidate.objects.get()
+    page.post(FORM + "use/", {"candidate": str(there.pk)})
+    assert (headers_in_use(gateway), in_use(gateway)) == (NEW_GATEWAY, NEW)
+    assert {one.details["purpose"] for one in audited("secret.promote")} == {"auth", "headers"}
+
+
+def test_a_new_key_is_checked_with_the_headers_in_use(page, alice, gateway, fakes):
+    actions.update(alice, gateway, {}, secret={"api_key": KEY})
+    fakes.reset()
+    enter(page, fakes.good_key)
+    climb(gateway)
+    assert in_use(gateway) == fakes.good_key
+    assert headers_in_use(gateway) == GATEWAY
+    assert all(r["headers"]["x-gateway-key"] == GATEWAY["X-Gateway-Key"] for r in fakes.requests())
+
+
+@pytest.mark.parametrize("typed", ["", "{}", "no colon", "Host: evil.example", "Authorization: x"])
+def test_headers_that_make_no_sense_are_refused_and_never_shown(page, gateway, typed):
+    answer = enter(page, "", extra_headers=typed)
+    assert answer.status_code == 422
+    assert "no colon" not in answer.text
+    assert not SecretCandidate.objects.exists()
+
+
+def test_headers_in_use_make_no_candidate_and_an_edit_of_them_discards_it(page, alice, gateway):
+    old = "X-Gateway-Key: " + GATEWAY["X-Gateway-Key"]
+    assert enter(page, "", extra_headers=old).status_code == 303
+    assert not SecretCandidate.objects.exists()
+    enter(page, "", extra_headers=TYPED)
+    actions.update(alice, gateway, {}, headers="X-Gateway-Key: a third one")
+    assert not SecretCandidate.objects.exists()
+    assert audited("secret.discard").get().details["reason"] == "replaced"
+
+
+def test_headers_of_a_connection_without_a_typed_key_are_replaced_too(page, fakes):
+    connection = make_connection(
+        "fake",
+        auth_type="none",
+        base_url=fakes.openai_nokey,
+        models=["echo"],
+        default_model="echo",
+    )
+    assert page.get(FORM).status_code == 409
+    make_secret(connection, GATEWAY, Secret.Purpose.HEADERS)
+    assert "Replace the secret" in page.get(PAGE).text
+    assert "api_key" not in page.get(FORM).text
+    page.post(FORM, {"extra_headers": TYPED})
+    climb(connection)
+    assert headers_in_use(connection) == NEW_GATEWAY
 
 
 def test_the_edit_form_points_to_the_safer_way_where_people_would_notice(page, local):

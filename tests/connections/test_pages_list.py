@@ -7,7 +7,8 @@ import pytest
 from django.utils import timezone
 
 from connections.models import Connection, ProbeResult
-from tests.builders import KEY, make_connection
+from connections.presets import PRESETS
+from tests.builders import KEY, make_connection, make_secret, make_user
 from workspaces.models import AuditEvent
 
 pytestmark = pytest.mark.django_db
@@ -78,11 +79,14 @@ def test_a_secret_that_no_longer_opens_shows_and_the_other_rows_work(page):
     assert 'data-status="unchecked"' in row_of(html, "fine")
 
 
-def test_an_empty_list_offers_the_presets(page):
+def test_an_empty_list_teaches_and_offers_the_providers_with_where_their_keys_are(page):
     html = page.get("/connections/").text
-    assert "No connections yet" in html
-    assert "/connections/new/?preset=openrouter" in html
+    assert "Connect a model provider" in html
     assert "<table" not in html
+    for preset in PRESETS.values():
+        assert f'href="/start/{preset.key}/"' in html
+        assert preset.key_url in html
+    assert 'hx-get="/start/local/"' in html
 
 
 @pytest.mark.parametrize("path", ["/connections/", "/w/support/settings/ai/"])
@@ -96,7 +100,7 @@ def test_the_queries_do_not_grow_with_the_rows(
         make_connection(f"more-{number}", health="failed", health_error="auth")
     with django_assert_num_queries(len(few)):
         html = page.get(path).text
-    assert html.count('<tr id="connection-') == 40
+    assert html.count('<tr id="connection-') == 30
 
 
 def test_many_rows_come_in_pages(page):
@@ -109,11 +113,11 @@ def test_many_rows_come_in_pages(page):
             base_url="https://llm.example.com/v1",
             position=n,
         )
-        for n in range(41)
+        for n in range(31)
     )
     first, second = page.get("/connections/").text, page.get("/connections/?page=2").text
-    assert first.count('<tr id="connection-') == 40
-    assert re.findall(r'<tr id="connection-(\w+)"', second) == ["c40"]
+    assert first.count('<tr id="connection-') == 30
+    assert re.findall(r'<tr id="connection-(\w+)"', second) == ["c30"]
     assert page.get("/connections/?page=nonsense").status_code == 200
 
 
@@ -279,6 +283,84 @@ def test_the_order_changes(page, slug, data, expected):
     assert order() == expected
 
 
+@pytest.mark.parametrize(
+    ("slug", "data", "expected"),
+    [
+        ("d", {"before": "a"}, ["d", "a", "b", "c"]),
+        ("a", {"before": "d"}, ["b", "c", "a", "d"]),
+        ("a", {"after": "d"}, ["b", "c", "d", "a"]),
+        ("c", {"after": "a"}, ["a", "c", "b", "d"]),
+        ("b", {"after": "a"}, ["a", "b", "c", "d"]),
+    ],
+)
+def test_a_move_names_the_row_it_goes_before_or_after(page, slug, data, expected):
+    for name in "abcd":
+        make_connection(name)
+    assert page.post(f"/connections/{slug}/order/", data).status_code == 303
+    assert order() == expected
+
+
+def test_a_move_says_where_it_went_and_is_taken_back_by_one_press(page):
+    for name in "abc":
+        make_connection(name)
+    answer = page.post("/connections/c/order/", {"before": "a"}, headers=htmx("connections"))
+    assert re.findall(r'<tr id="connection-(\w)"', answer.text) == ["c", "a", "b"]
+    assert "“C” is number 1 of 3 now." in answer.text
+    undo = re.search(r'formaction="([^"]+)" name="(\w+)" value="(\w+)">Undo<', answer.text)
+    assert undo.groups() == ("/connections/c/order/", "after", "b")
+    page.post(undo[1], {undo[2]: undo[3]})
+    assert order() == ["a", "b", "c"]
+    assert AuditEvent.objects.filter(action="connection.reorder").count() == 2
+
+
+def test_nothing_moves_when_the_neighbour_has_gone_meanwhile(page):
+    for name in "abc":
+        make_connection(name)
+    page.post("/connections/a/delete/")
+    answer = page.post("/connections/c/order/", {"before": "a"})
+    assert (answer.status_code, answer.text) == (
+        400,
+        "The list was changed meanwhile. Look at it again, then move “C”.",
+    )
+    # In the list itself the reason comes with the list as it is now.
+    answer = page.post("/connections/c/order/", {"before": "a"}, headers=htmx("connections"))
+    assert answer.status_code == 200
+    assert re.findall(r'<tr id="connection-(\w)"', answer.text) == ["b", "c"]
+    assert "The list was changed meanwhile." in answer.text
+    assert order() == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "undo"),
+    [
+        ("second/default/", {}, {}),
+        ("first/enable/", {"enabled": "false"}, {"enabled": "true"}),
+        (
+            "first/mid-stream/",
+            {"mid_stream_behavior": "queue"},
+            {"mid_stream_behavior": "steer"},
+        ),
+    ],
+)
+def test_what_can_be_taken_back_has_a_button_for_it(page, path, data, undo):
+    make_connection("first", is_default=True, mid_stream_behavior="steer")
+    make_connection("second")
+
+    def state():
+        fields = ("slug", "is_default", "enabled", "mid_stream_behavior")
+        return list(Connection.objects.order_by("slug").values(*fields))
+
+    before = state()
+    html = page.post(f"/connections/{path}", data, follow=True).text
+    assert state() != before
+    found = re.search(r'formaction="([^"]+)" name="(\w*)" value="(\w*)">Undo<', html)
+    assert ({found[2]: found[3]} if found[2] else {}) == undo
+    page.post(found[1], undo, follow=True)
+    assert state() == before
+    # What changes nothing has nothing to take back.
+    assert "Undo" not in page.post(found[1], undo, follow=True).text.partition("<main")[2]
+
+
 def test_deleting_asks_first_and_says_what_depends_on_it(page, workspace):
     from tests.builders import give_access
 
@@ -297,3 +379,214 @@ def test_deleting_asks_first_and_says_what_depends_on_it(page, workspace):
     assert "Without a default now: Support." in answer.text
     assert 'id="connection-local"' not in answer.text
     assert Connection.objects.get(is_default=True).slug == "heir"
+
+
+# -- which ones ------------------------------------------------------------------------------------
+
+
+def shown(html):
+    return re.findall(r'<tr id="connection-([\w-]+)"', html)
+
+
+@pytest.fixture
+def several(db):
+    make_connection("mail-bot", default_model="gpt-large", health="valid")
+    make_connection("claude", provider_type="anthropic", health="failed", health_error="auth")
+    make_connection("keyless", key=None, note="Paid by research")
+    make_connection("at-home", key=None, base_url="http://127.0.0.1:11434/v1")
+    make_connection("paused", enabled=False, health="failed", health_error="auth")
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("q=MAIL", ["mail-bot"]),
+        ("q=gpt+bot", ["mail-bot"]),
+        ("q=11434", ["at-home"]),
+        ("q=research", ["keyless"]),
+        ("show=failed", ["claude"]),
+        ("show=valid", ["mail-bot"]),
+        ("show=unchecked", ["keyless", "at-home"]),
+        ("show=incomplete", ["keyless"]),
+        ("show=disabled", ["paused"]),
+        ("provider=anthropic", ["claude"]),
+        ("provider=anthropic&show=valid", []),
+        ("show=nonsense", []),
+        ("q=%25", []),
+    ],
+)
+def test_the_filter_narrows_the_list(page, several, query, expected):
+    html = page.get(f"/connections/?{query}").text
+    assert shown(html) == expected
+    assert ("No connection is like this" in html) is (expected == [])
+    assert "data-filtered" in html
+
+
+def test_a_filtered_row_keeps_its_place_in_the_whole_list(page, several):
+    html = page.get("/connections/?q=keyless").text
+    assert 'data-place="3"' in row_of(html, "keyless")
+
+
+def test_a_change_keeps_the_filter_and_the_page(page, several):
+    kept = "show=unchecked"
+    assert f'name="kept" value="{kept}"' in page.get(f"/connections/?{kept}").text
+    answer = page.post("/connections/keyless/enable/", {"enabled": "true", "kept": kept})
+    assert answer.headers["Location"] == "/connections/?show=unchecked"
+    answer = page.post("/connections/keyless/default/", {"kept": kept}, headers=htmx("connections"))
+    assert shown(answer.text) == ["keyless", "at-home"]
+    hostile = "next=//evil.example&page=2&x=1&q=" + "y" * 2_000
+    answer = page.post("/connections/keyless/enable/", {"enabled": "true", "kept": hostile})
+    assert answer.headers["Location"].startswith("/connections/?q=yyy")
+    assert "evil" not in answer.headers["Location"]
+
+
+def test_one_connection_alone_needs_no_filter(page):
+    make_connection("only")
+    assert 'role="search"' not in page.get("/connections/").text.partition("<main")[2]
+    make_connection("another")
+    assert 'role="search"' in page.get("/connections/").text.partition("<main")[2]
+
+
+# -- many at once ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("action", "enabled"), [("pause", False), ("enable", True)])
+def test_those_selected_are_paused_and_enabled(page, action, enabled):
+    for slug in "abc":
+        make_connection(slug, enabled=not enabled)
+    data = {"action": action, "slug": ["a", "c"]}
+    answer = page.post("/connections/selected/", data, follow=True)
+    changed = Connection.objects.filter(enabled=enabled).values_list("slug", flat=True)
+    assert set(changed) == {"a", "c"}
+    word = "enabled" if enabled else "paused"
+    assert f"2 connections are {word}." in answer.text
+    page.post("/connections/selected/", data)
+    assert (
+        AuditEvent.objects.filter(action__in=["connection.enable", "connection.disable"]).count()
+        == 2
+    )
+
+
+def test_those_selected_are_deleted_after_a_question(page):
+    make_connection("a", is_default=True)
+    for slug in "bc":
+        make_connection(slug)
+    data = {"action": "delete", "slug": ["a", "b"], "kept": "q=x"}
+    question = page.post("/connections/selected/", data)
+    assert question.status_code == 200
+    assert "It is the global default." in question.text
+    assert Connection.objects.living().count() == 3
+    dialog = page.post("/connections/selected/", data, headers=htmx("dialogs")).text
+    assert "<dialog" in dialog
+    assert "<html" not in dialog
+    answer = page.post("/connections/selected/", data | {"confirmed": "yes"}, follow=True)
+    assert "2 connections were deleted. “C” is the global default now." in answer.text
+    assert order() == ["c"]
+    assert Connection.objects.get(is_default=True).slug == "c"
+
+
+def test_all_of_them_can_be_deleted(page):
+    for slug in "abc":
+        make_connection(slug, is_default=slug == "a")
+    data = {"action": "delete", "slug": ["a", "b", "c"], "confirmed": "yes"}
+    answer = page.post("/connections/selected/", data, follow=True)
+    assert "3 connections were deleted." in answer.text
+    assert "global default now" not in answer.text
+    assert "3 recently deleted" in answer.text
+
+
+@pytest.mark.parametrize("action", ["pause", "enable", "delete"])
+def test_without_a_selection_nothing_happens_and_it_says_so(page, action):
+    make_connection("a")
+    for slugs in ([], ["missing"], ["a\0b"]):
+        data = {"action": action, "slug": slugs}
+        answer = page.post("/connections/selected/", data, follow=True)
+        assert "Select at least one connection first." in answer.text
+    answer = page.post("/connections/selected/", {"action": "delete"}, headers=htmx("dialogs"))
+    assert "Select at least one connection first." in answer.text
+    assert "<table" not in answer.text
+    assert Connection.objects.living().filter(enabled=True).count() == 1
+
+
+def test_an_action_that_there_is_not_is_a_400(page):
+    make_connection("a")
+    for action in ("", "destroy"):
+        answer = page.post("/connections/selected/", {"action": action, "slug": "a"})
+        assert answer.status_code == 400
+
+
+def finish(*slugs, passed=True):
+    ProbeResult.objects.filter(connection__slug__in=slugs).update(
+        finished_at=timezone.now(), passed=passed
+    )
+    Connection.objects.filter(slug__in=slugs).update(checking_until=None)
+
+
+def test_who_validates_many_sees_how_far_they_are(page, client_for):
+    for slug in "abcd":
+        make_connection(slug)
+    html = page.post("/connections/validate/", {"only": "all"}, follow=True).text
+    assert "0 of 4 validated" in html
+    finish("a")
+    finish("b", passed=False)
+    part = page.get("/connections/progress/").text
+    assert "2 of 4 validated" in part
+    assert "1 failed" in part
+    assert 'hx-get="/connections/progress/"' in part
+    assert 'value="2" max="4"' in part
+    # Another one's pages show their own only.
+    other = client_for(make_user("dora@example.com", is_superuser=True))
+    assert "validated" not in other.get("/connections/").text
+    # No worker came for the last two: it ends all the same.
+    finish("c")
+    Connection.objects.filter(slug="d").update(checking_until=timezone.now())
+    part = page.get("/connections/progress/").text
+    assert "4 validated: 2 passed. 1 failed." in part
+    assert "?show=failed" in part
+    assert "1 was not begun: no worker came." in part
+    assert "hx-get" not in part
+    # A page that is opened later doesn't tell of it.
+    assert "validated" not in page.get("/connections/").text
+
+
+def test_one_validation_alone_has_no_bar(page):
+    make_connection("a")
+    html = page.post("/connections/validate/", {"only": "all"}, follow=True).text
+    assert "of 1 validated" not in html
+
+
+# -- a copy ----------------------------------------------------------------------------------------
+
+
+def test_a_copy_begins_with_everything_but_the_secrets(page, workspace):
+    one = make_connection("local", mid_stream_behavior="queue", note="Of research", is_default=True)
+    make_secret(one, {"x-team": "t0p-s3cret-header-value"}, purpose="headers")
+    html = page.get("/connections/new/?like=local").text
+    assert "A copy of “Local”" in html
+    for value in ("Local (copy)", "https://llm.example.com/v1", "Of research", "small"):
+        assert value in html
+    assert KEY not in html
+    assert KEY[-4:] not in html
+    assert "t0p-s3cret" not in html
+    # Looking at it makes nothing; without a key it is stored as one that needs a secret.
+    assert Connection.objects.count() == 1
+    fields = {
+        "name": "Local (copy)",
+        "provider_type": "openai_compat",
+        "auth_type": "api_key_with_endpoint",
+        "base_url": "https://llm.example.com/v1",
+        "models": "small",
+        "default_model": "small",
+    }
+    page.post("/connections/new/?like=local", fields)
+    copy = Connection.objects.get(slug="local-copy")
+    assert copy.status == "incomplete"
+    assert not copy.secrets.exists()
+    assert not copy.is_default
+
+
+def test_a_copy_of_what_is_not_there_is_404(page):
+    make_connection("local")
+    page.post("/connections/local/delete/")
+    for slug in ("local", "missing"):
+        assert page.get(f"/connections/new/?like={slug}").status_code == 404

@@ -28,9 +28,11 @@ READ = {
     "confirm_delete": "local/delete/confirm/",
     "deleted": "deleted/",
     "status": "status/",
+    "progress": "progress/",
 }
 CHANGE = {
     "validate_many": ("validate/", {}),
+    "selected": ("selected/", {"action": "pause", "slug": "local"}),
     "alerts_to_me": ("alerts/me/", {"mail": "no"}),
     "alerts_test": ("alerts/test/", {}),
     "validate": ("local/validate/", {}),
@@ -125,6 +127,17 @@ def test_only_instance_admins_see_or_change_connections(person, people, local, c
     for path, data in POSTS:
         assert client.post(f"/connections/{path}", data).status_code == 403, path
     assert client.get("/connections/no-such/").status_code == 403
+    assert state() == before
+
+
+@pytest.mark.parametrize("person", ["workspace admin", "member", "viewer", "stranger"])
+def test_only_instance_admins_begin_connections(person, people, local, client_for):
+    client, before = client_for(people[person]), state()
+    for path in ("local/", "anthropic/", "no-such/", "check/local/", "check/no-such/"):
+        assert client.get(f"/start/{path}").status_code == 403, path
+    for path in ("anthropic/", "check/local/"):
+        answer = client.post(f"/start/{path}", {"api_key": "sk-theirs-0123456789-abcdef"})
+        assert answer.status_code == 403, path
     assert state() == before
 
 

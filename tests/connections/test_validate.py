@@ -74,6 +74,31 @@ def run(connection, **options):
     return get_runtime().submit(probe(connection.pk, **options)).result(30)
 
 
+@pytest.mark.parametrize(("trigger", "told"), [("button", True), ("schedule", False)])
+def test_the_rungs_are_told_as_they_are_climbed_where_somebody_waits(
+    alice, fakes, doorbell, monkeypatch, trigger, told
+):
+    made = fake_connection(fakes)
+    if told:
+        request_validation([made], alice, trigger)
+    seen = []
+    tell = tasks._tell
+
+    def watch(result, results):
+        tell(result, results)
+        seen.append(ProbeResult.objects.get(pk=result.pk))
+
+    monkeypatch.setattr(tasks, "_tell", watch)
+    run(made)
+    if not told:
+        assert seen == []
+        return
+    assert [len(one.rungs) for one in seen] == [1, 2, 3, 4]
+    assert all(one.finished_at is None for one in seen)
+    assert [rung["rung"] for rung in seen[1].rungs] == ["config", "network"]
+    assert len(ProbeResult.objects.get().rungs) == 6
+
+
 def test_asking_shows_checking_rings_and_is_audited(alice, fakes, doorbell):
     made = fake_connection(fakes)
     assert request_validation([made], alice) == [made]

@@ -201,6 +201,43 @@ def test_waiting_messages_are_edited_moved_promoted_and_cancelled(
     expect_state(page, "stopped")
 
 
+def test_what_changes_between_press_and_release_takes_no_press_away(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    send(page, "Begin")
+    expect_state(page, "running")
+    waiting = page.locator("#waiting > li")
+    for number, text in enumerate(("one", "two", "three"), 1):
+        send(page, text)
+        expect(waiting).to_have_count(number)
+    edited = waiting.nth(1)
+    edited.get_by_label("Edit this message").click()
+    edited.locator("textarea").fill("two, better")
+    edited.get_by_role("button", name="Save message").hover()
+    page.mouse.down()
+    # Another tab puts the message first, whose buttons change with it, then cancels one.
+    path = page.url.removeprefix(patchbay.url)
+    key = edited.get_attribute("data-message")
+    assert admin.post(f"{path}messages/{key}/move/", data={"direction": "earlier"}).is_redirect
+    expect(waiting.nth(0).locator("textarea")).to_have_value("two, better")
+    last = waiting.nth(2).get_attribute("data-message")
+    assert admin.post(f"{path}messages/{last}/cancel/").is_redirect
+    expect(waiting).to_have_count(2)
+    expect(waiting.nth(0).locator("textarea")).to_be_visible()
+    button = waiting.nth(0).get_by_role("button", name="Save message")
+    button.evaluate("button => button.addEventListener('click', () => (window.__pressed = true))")
+    box = button.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    assert page.evaluate("window.__pressed")
+    expect(waiting.nth(0).locator(".message-body")).to_have_text("two, better")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("button", name="come back to me").click()
+    expect_state(page, "stopped")
+
+
 class Held:
     """Requests to addresses that end so are held back, until they are let go one by one."""
 
@@ -532,6 +569,8 @@ def test_a_double_click_sends_once_and_a_refusal_keeps_the_text(
     expect(page.locator("#problem")).to_contain_text("200001 characters")
     assert draft.evaluate("draft => draft.value.length") == 200_001
     draft.fill("not lost")
+    page.reload()
+    expect(draft).to_have_value("not lost")
     admin.post("/connections/steer/enable/", data={"enabled": "false"})
     try:
         draft.press("Enter")
@@ -590,6 +629,46 @@ def _picture(width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), "teal").save(file, "PNG")
     return file.getvalue()
+
+
+def test_text_files_are_dropped_and_pasted_and_go_to_any_model(
+    patchbay: Patchbay, admin: Client, page: Page, fakes: FakeProviders
+):
+    complaints = complaints_of(page)
+    page.goto(patchbay.url + new_session(admin, "echo"))
+    give = """(target, [kind, name, text]) => {
+      const data = new DataTransfer();
+      data.items.add(new File([text], name, { type: "text/plain" }));
+      const event = kind === "drop"
+        ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+        : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+      target.dispatchEvent(event);
+    }"""
+    draft = page.locator("#draft")
+    draft.evaluate(give, ["drop", "dropped.txt", "one"])
+    draft.evaluate(give, ["paste", "pasted.csv", "a,b"])
+    page.locator("#text-files").set_input_files(
+        [{"name": "chosen.md", "mimeType": "text/markdown", "buffer": b"# three\n"}]
+    )
+    chips = page.locator("#files > li")
+    expect(chips).to_have_count(3)
+    chips.nth(1).get_by_label("Remove this file").click()
+    expect(chips).to_have_count(2)
+    send(page, "What do they say?")
+    expect_state(page, "done")
+    expect(chips).to_have_count(0)
+    files = page.locator("#turn-1 details.file")
+    expect(files).to_have_count(2)
+    expect(files.nth(1).locator("pre")).to_be_hidden()
+    files.nth(1).locator("summary").click()
+    expect(files.nth(1).locator("pre")).to_have_text("# three")
+    # One that isn't text is refused by its name, and all stays to be sent.
+    complaints.clear()
+    draft.evaluate(give, ["drop", "what.bin", "\u0000\u0001"])
+    send(page, "And this?")
+    expect(page.locator("#problem")).to_contain_text("“what.bin” isn't a text file.")
+    expect(draft).to_have_value("And this?")
+    expect(chips).to_have_count(1)
 
 
 def test_hostile_texts_stay_texts(patchbay: Patchbay, admin: Client, page: Page):
@@ -755,16 +834,247 @@ def test_older_turns_come_above_and_the_place_stays(patchbay: Patchbay, admin: C
     expect(page.locator("#transcript > [data-turn]")).to_have_count(60)
     expect(page.locator("#turn-65 > .seam")).to_be_visible()
     link = page.get_by_role("link", name="Show older turns")
-    link.scroll_into_view_if_needed()
-    first = page.locator("#turn-11")
-    before = first.bounding_box()
-    link.click()
+    link.focus()  # brings it into sight, which is enough
     expect(page.locator("#transcript > [data-turn]")).to_have_count(70)
     expect(link).to_have_count(0)
-    after = first.bounding_box()
-    assert before and after
-    assert abs(before["y"] - after["y"]) < 60  # the link itself is gone
+    expect(page.locator("#turn-11")).to_be_in_viewport()
     numbers = page.locator("#transcript > [data-turn]").evaluate_all(
         "turns => turns.map((turn) => Number(turn.dataset.turn))"
     )
     assert numbers == list(range(1, 71))
+
+
+def test_a_message_is_edited_and_sent_again_in_a_new_session(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    complaints = complaints_of(page)
+    path = new_session(admin, "echo")
+    page.goto(patchbay.url + path)
+    for number, text in enumerate(("first thing", "second thing"), 1):
+        send(page, text)
+        expect(page.locator(f"#turn-{number}-end")).to_contain_text("tokens")
+    # Up from an empty field; Escape leaves it as it is.
+    draft = page.locator("#draft")
+    draft.press("ArrowUp")
+    page.wait_for_url("**/again/")
+    expect(draft).to_have_value("second thing")
+    expect(draft).to_be_focused()
+    expect(page.locator("[data-turn]")).to_have_count(1)
+    expect(page.locator(".seam")).to_contain_text("begins a new session from here")
+    draft.press("Escape")
+    page.wait_for_url(f"**{path}#turn-2")
+    page.locator("#turn-1 [data-role=user]").hover()
+    page.locator("#turn-1").get_by_label("Edit and send again").click()
+    page.wait_for_url("**/again/")
+    # What is refused stays in the field.
+    draft.evaluate("draft => (draft.value = 'x'.repeat(200_001))")
+    draft.press("Enter")
+    expect(page.locator("#problem")).to_contain_text("200001 characters")
+    assert draft.evaluate("draft => draft.value.length") == 200_001
+    complaints.clear()  # the browser notes the refusal
+    page.go_back()
+    page.locator("#draft").press("ArrowUp")
+    page.wait_for_url("**/again/")
+    draft.fill("second thing, better")
+    page.locator("#send").dblclick()
+    page.wait_for_url(lambda url: "/again/" not in url and path not in url)
+    expect_state(page, "done")
+    expect(page.locator("#turn-1")).to_contain_text("first thing")
+    expect(page.locator("#turn-2 [data-role=user]")).to_contain_text("second thing, better")
+    expect(page.locator("#seam-began")).to_contain_text("Asked again from here on.")
+    new = page.url
+    page.get_by_role("link", name="The version before").click()
+    page.wait_for_url(f"**{path}#turn-2")
+    expect(page.locator("#turn-2 [data-role=user] .message-body")).to_have_text("second thing")
+    links = page.locator("#turn-2-end a")
+    expect(links).to_have_count(1)  # however often it was pressed
+    links.click()
+    page.wait_for_url(f"{new}#turn-2")
+    assert complaints == []
+
+
+def test_an_answer_is_asked_for_again_and_the_old_one_stays(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    path = new_session(admin, "echo")
+    page.goto(patchbay.url + path)
+    complaints = complaints_of(page)
+    send(page, "say it")
+    expect_state(page, "done")
+    button = page.get_by_role("button", name="Ask for this answer again")
+    button.dblclick()
+    page.wait_for_url(lambda url: path not in url)
+    expect_state(page, "done")
+    expect(page.locator("[data-role=assistant]")).to_contain_text("say it")
+    expect(page.locator("#transcript [data-message]")).to_have_count(2)
+    page.goto(patchbay.url + path)
+    expect(page.locator("[data-role=assistant]")).to_contain_text("say it")
+    expect(page.locator("#turn-1-end a")).to_have_count(1)
+    # Looked back at, it makes another one.
+    button.click()
+    page.wait_for_url(lambda url: path not in url)
+    page.go_back()
+    page.wait_for_url(f"**{path}")
+    button.click()
+    page.wait_for_url(lambda url: path not in url)
+    page.goto(patchbay.url + path)
+    expect(page.locator("#turn-1-end a")).to_have_count(3)
+    # The button belongs to the last answer alone, and comes and goes without moving anything.
+    top = page.locator("#turn-1-end").bounding_box()
+    send(page, "and this")
+    expect(page.locator("#turn-2-end")).to_contain_text("tokens")
+    expect(page.locator("#turn-1").get_by_role("button")).to_have_count(0)
+    assert top == {**(page.locator("#turn-1-end").bounding_box() or {}), "y": top and top["y"]}
+    assert complaints == []
+
+
+def test_versions_are_made_without_javascript(patchbay: Patchbay, admin: Client, browser: Browser):
+    context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(30_000)
+    _sign_in(context, patchbay, admin)
+    page = context.new_page()
+    path = new_session(admin, "echo")
+    admin.post(f"{path}send/", data={"text": "by hand"})
+    page.goto(patchbay.url + path)
+    expect_state(page, "done")
+    page.get_by_label("Edit and send again").click()
+    page.locator("#draft").fill("  ")
+    page.locator("#send").click()
+    expect(page.locator("#problem")).to_contain_text("Write a message first.")
+    page.locator("#draft").fill("by hand, better")
+    page.locator("#send").click()
+    expect_state(page, "done")
+    expect(page.locator("[data-role=assistant]")).to_contain_text("by hand, better")
+    page.get_by_role("button", name="Ask for this answer again").click()
+    expect_state(page, "done")
+    expect(page.locator("#seam-began")).to_contain_text("Asked again from here on.")
+    context.close()
+
+
+def test_a_waiting_message_is_dragged_to_its_place(patchbay: Patchbay, admin: Client, page: Page):
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    complaints = complaints_of(page)
+    send(page, "Begin")
+    expect_state(page, "running")
+    waiting = page.locator("#waiting > li")
+    for number, text in enumerate(("one", "two", "three"), 1):
+        send(page, text)
+        expect(waiting).to_have_count(number)
+    waiting.nth(2).locator(".grip").drag_to(waiting.nth(0), target_position={"x": 60, "y": 3})
+    expect(waiting.nth(0)).to_contain_text("three")
+    expect(waiting.nth(1)).to_contain_text("one")
+    waiting.nth(0).locator(".grip").drag_to(waiting.nth(2), target_position={"x": 60, "y": 30})
+    expect(waiting.nth(2)).to_contain_text("three")
+    expect(waiting.nth(0)).to_contain_text("one")
+    expect(page.locator("#waiting > [data-drop]")).to_have_count(0)
+    assert complaints == []
+    page.locator("#draft").press("Escape")
+    expect_state(page, "stopped")
+
+
+def test_a_reply_that_nobody_saw_is_marked_in_the_list_and_in_the_session(
+    patchbay: Patchbay, admin: Client, context: BrowserContext
+):
+    path = new_session(admin, "echo")
+    page, overview = context.new_page(), context.new_page()
+    page.goto(patchbay.url + path)
+    send(page, "first")
+    expect_state(page, "done")
+    page.goto("about:blank")
+    overview.goto(f"{patchbay.url}/w/support/")
+    state = overview.locator(f"#state-{path.rstrip('/').rpartition('/')[2]}")
+    expect(state).to_be_empty()
+    admin.post(f"{path}send/", data={"text": "second"})
+    expect(state).to_contain_text("New reply")  # without a reload
+    page.goto(patchbay.url + path)
+    expect(page.locator("#news + #turn-2")).to_be_visible()
+    expect(state).to_be_empty()
+    page.reload()
+    expect(page.locator("#news")).to_have_count(0)
+    # A tab that nobody looks at says so in its title.
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    admin.post(f"{path}send/", data={"text": "third"})
+    expect(page).to_have_title(re.compile("^New reply: "))
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: false})")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page).not_to_have_title(re.compile("^New reply: "))
+
+
+LONG = """
+from sessions.models import *
+from workspaces.models import User
+chat, alice = ChatSession.objects.get(pk={chat!r}), User.objects.get(is_superuser=True)
+numbers = range(1, 2_501)
+turns = [
+    Turn(chat=chat, number=n, state="done", model="echo", started_by=alice) for n in numbers
+]
+Turn.objects.bulk_create(turns, batch_size=500)
+said = {{"chat": chat, "delivery": "sent"}}
+Message.objects.bulk_create(
+    [
+        Message(**said, seq=2 * turn.number + reply, turn=turn, step=reply, text=text,
+            role=("user", "assistant")[reply], author=(alice, None)[reply],
+            parts=[{{"t": "text", "text": text}}])
+        for turn in turns
+        for reply, text in enumerate((f"Question {{turn.number}}", f"Answer {{turn.number}}"))
+    ],
+    batch_size=500,
+)
+"""
+
+
+def test_five_thousand_messages_come_as_one_scrolls_up(
+    patchbay: Patchbay, admin: Client, page: Page
+):
+    path = new_session(admin, "echo")
+    complaints = complaints_of(page)
+    patchbay.manage("shell", "-v", "0", "-c", LONG.format(chat=path.rstrip("/").rpartition("/")[2]))
+    page.goto(patchbay.url + path)
+    shown = page.locator("#transcript > [data-turn]")
+    expect(shown).to_have_count(60)  # none more before one scrolls
+    expect(page.locator("#turn-2500")).to_be_in_viewport()
+    for pages in (2, 3, 4):
+        first = shown.first.get_attribute("id")
+        page.evaluate("document.getElementById('log').scrollTop = 20")
+        before = page.locator(f"#{first}").bounding_box()
+        expect(shown).to_have_count(pages * 60)
+        after = page.locator(f"#{first}").bounding_box()
+        assert before and after
+        assert abs(before["y"] - after["y"]) < 60
+    numbers = shown.evaluate_all("turns => turns.map((turn) => Number(turn.dataset.turn))")
+    assert numbers == list(range(2_500 - 239, 2_501))
+    send(page, "and now")
+    expect(page.locator("#turn-2501-end")).to_contain_text("tokens")
+    assert complaints == []
+
+
+SHIFTS = """() => {
+  window.__shifts = [];
+  new PerformanceObserver((list) => {
+    for (const { value, sources } of list.getEntries())
+      window.__shifts.push([value, sources.map(({ node }) => node?.id || node?.nodeName)]);
+  }).observe({ type: "layout-shift" });
+}"""
+
+
+@pytest.mark.parametrize("model", ["markdown", "thinking-tools", "fast-30tps-200"])
+def test_the_layout_stays_while_a_reply_streams_and_nothing_leaves_the_origin(
+    patchbay: Patchbay, admin: Client, page: Page, model: str
+):
+    elsewhere: list[str] = []
+    page.on(
+        "request",
+        lambda r: (
+            elsewhere.append(r.url) if not r.url.startswith((patchbay.url, "data:")) else None
+        ),
+    )
+    path = new_session(admin, model)
+    page.goto(patchbay.url + path)
+    send(page, "Once")
+    expect_state(page, "done")
+    page.evaluate(SHIFTS)
+    send(page, "And once more")
+    expect(page.locator("#turn-2-end")).to_contain_text("tokens")
+    shifts = page.evaluate("window.__shifts")
+    assert sum(value for value, _ in shifts) < 0.05, shifts
+    assert elsewhere == []

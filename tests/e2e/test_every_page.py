@@ -34,11 +34,14 @@ RUN = """async ([kind, values]) => {
 NO_PAGES = {
     *("healthz", "readyz", "metrics"),  # for machines
     *("usage:instance_export", "usage:workspace_export", "sessions:export", "sessions:attachment"),
-    *("connections:row", "sessions:turns", "people:progress"),  # fragments
+    # fragments
+    *("connections:row", "connections:progress", "sessions:turns", "people:progress"),
     "profile:delete",  # leads to the password, or back with the reason
     *("mfa_download_recovery_codes", "mfa_view_recovery_codes", "mfa_index"),
     *("mfa_activate_totp", "mfa_deactivate_totp", "mfa_generate_recovery_codes"),
     *("mfa_authenticate", "mfa_reauthenticate"),  # asked in the midst of signing in
+    *("mfa_add_webauthn", "mfa_edit_webauthn", "mfa_remove_webauthn"),  # e2e/test_passkeys.py
+    "mfa_reauthenticate_webauthn",
     *("account_sso_callback", "account_reset_password_from_key", "workspaces:sign_in_link"),
     *("workspaces:setup", "workspaces:home", "account_signup"),
     "members:accept",  # by its token, below
@@ -48,6 +51,9 @@ MORE = {
     "bedrock": "/connections/new/?preset=bedrock",
     "vertex": "/connections/new/?preset=vertex",
     "a sign-in": "/connections/new/?preset=claude-oauth",
+    "a copy": "/connections/new/?like=local",
+    "a filter": "/connections/?q=nothing+like+it",
+    "a short form": "/start/vertex/",
     "nothing found": "/w/support/?q=nothing+like+it",
     "an excerpt": "/w/support/?q=invoice",
     "commands": "/palette/?q=s",

@@ -29,6 +29,7 @@ def test_from_the_first_run_to_a_steered_and_a_queued_message(
 
         # A connection, validated up to a streamed answer.
         page.get_by_role("link", name="OpenAI-compatible").click()
+        page.get_by_role("link", name="All settings").click()
         page.get_by_label("Name").fill("Ours")
         page.get_by_label("Base URL").fill(fakes.openai)
         page.locator("#id_api_key").fill(fakes.good_key)

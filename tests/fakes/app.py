@@ -9,6 +9,9 @@ Endpoints (the base URL of a connection is the part before the slash-slash):
     /anthropic          //v1/messages, //v1/models      x-api-key
     /anthropic-bearer   the same                        Bearer key
     /anthropic-nokey    the same                        no key
+    /ollama/v1          the same, as Ollama             no key
+    /ollama-empty/v1    the same, before any model was pulled
+    /lm-studio/v1       the same, as LM Studio          no key
     /late/…             any of these, each answer 0.3 s late
     /bedrock            tests.fakes.bedrock             SigV4, or a Bearer key
     /vertex             tests.fakes.vertex              a token of /google/token
@@ -58,6 +61,15 @@ ENDPOINTS = {
     "/anthropic-bearer/v1": (Anthropic(), "bearer"),
     "/anthropic-nokey/v1": (Anthropic(), ""),
     "/anthropic-oauth/v1": (Anthropic(), "oauth"),
+    "/ollama/v1": (OpenAI(), ""),
+    "/ollama-empty/v1": (OpenAI(), ""),
+    "/lm-studio/v1": (OpenAI(), ""),
+}
+# Servers with models of their own, each of which repeats the last user text.
+LOCAL_MODELS = {
+    "/ollama/v1": ("nomic-embed-text:latest", "llama3.2:latest", "qwen3:8b"),
+    "/ollama-empty/v1": (),
+    "/lm-studio/v1": ("text-embedding-nomic-embed-text-v1.5", "qwen2.5-7b-instruct"),
 }
 # Host → (the path's beginning there, and here)
 HOSTS = (
@@ -142,7 +154,8 @@ class App:
             chat = "responses" if isinstance(wire, Responses) else chat
             if (exchange.method, rest) == ("GET", "models"):
                 record["status"] = 200
-                exchange.respond(200, self._list(wire))
+                there = LOCAL_MODELS.get(f"{base}/v1")
+                exchange.respond(200, self._list(wire) if there is None else _local_list(there))
             elif (exchange.method, rest) == ("POST", chat):
                 self._chat(exchange, wire, record)
             else:
@@ -163,7 +176,8 @@ class App:
         except (AttributeError, KeyError, TypeError) as error:
             raise Refusal("bad_request", f"The request is malformed: {error!r}") from None
         self._record_asked(record, asked)
-        model, match = models.find(asked.model)
+        there = LOCAL_MODELS.get(exchange.path.removesuffix("/chat/completions"), ())
+        model, match = models.find("echo" if asked.model in there else asked.model)
         place = (exchange.path, asked.model, asked.last_user)
         held = functools.partial(self.held.__contains__, asked.last_user)
         context = models.Context(asked, match, self.url, self._seen[place], held)
@@ -302,6 +316,12 @@ class App:
                 exchange.respond(200, page, {"content-type": "text/html"})
             case _:
                 exchange.respond(404, {})
+
+
+def _local_list(names: tuple[str, ...]) -> dict[str, Any]:
+    # Without a model Ollama says null.
+    entries = [{"id": name, "object": "model", "owned_by": "library"} for name in names]
+    return {"object": "list", "data": entries or None}
 
 
 def chunks(

@@ -56,6 +56,19 @@ class FakeProviders:
         return f"{self.url}/openai-nokey/v1"
 
     @property
+    def ollama(self) -> str:
+        """Base URL of a server like Ollama on somebody's machine."""
+        return f"{self.url}/ollama/v1"
+
+    @property
+    def ollama_empty(self) -> str:
+        return f"{self.url}/ollama-empty/v1"
+
+    @property
+    def lm_studio(self) -> str:
+        return f"{self.url}/lm-studio/v1"
+
+    @property
     def anthropic(self) -> str:
         """Base URL of the endpoint that wants an x-api-key."""
         return f"{self.url}/anthropic"
@@ -116,6 +129,13 @@ class FakeProviders:
             for name, value in self.oauth_settings()["anthropic"].items()
             if name != "json_body"
         }
+
+    def go_away(self) -> None:
+        """Every connection is reset, new ones are refused, until `come_back`."""
+        self.on_loop(self._app.server.stop())
+
+    def come_back(self) -> None:
+        self.on_loop(self._app.start(int(self.url.rpartition(":")[2])))
 
     def hold(self, text: str) -> None:
         """The model `held` waits when this is what was said last, until `release`."""

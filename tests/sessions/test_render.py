@@ -20,7 +20,7 @@ ATTRIBUTES = {
     "td": {"data-align"},
     "th": {"data-align"},
 }
-PLAIN_TAGS = "bdi blockquote br code em h3 h4 h5 h6 hr p s strong table tbody thead tr ul"
+PLAIN_TAGS = "bdi blockquote br code em h3 h4 h5 h6 hr p s strong sup table tbody thead tr ul"
 TAGS = set(ATTRIBUTES) | set(PLAIN_TAGS.split())
 
 TEXT = """# Plan
@@ -100,7 +100,9 @@ class Checker(HTMLParser):
             if name == "data-lang":
                 assert re.fullmatch(r"[a-z0-9][a-z0-9+#._-]*", value)
             if name == "class":
-                assert re.fullmatch(r"code|table|task|plain|image|[a-z][a-z0-9]{0,2}", value)
+                assert re.fullmatch(
+                    r"code|table|task|plain|image|footnote|[a-z][a-z0-9]{0,2}", value
+                )
         if tag == "a":
             assert dict(attrs)["target"] == "_blank"
             assert dict(attrs)["rel"] == "noopener noreferrer nofollow"
@@ -319,3 +321,25 @@ def test_a_token_without_a_line_break_costs_the_same_in_a_long_text():
     for _ in range(20_000):
         blocks.append(" word")
     assert time.process_time() - start < 0.4
+
+
+def test_footnotes_are_numbers_and_small_paragraphs():
+    text = (
+        "Tides vary.[^1] So do ferries[^2].\n\n"
+        "[^1]: Twice *a day*,\nas a rule.\n[^2]: word\n\nThe end: `[^1]` and [^a-z].\n"
+    )
+    assert render(text) == (
+        "<p>Tides vary.<sup>1</sup> So do ferries<sup>2</sup>.</p>\n"
+        '<div class="footnote"><sup>1</sup> Twice <em>a day</em>,\nas a rule.</div>\n'
+        '<div class="footnote"><sup>2</sup> word</div>\n'
+        "<p>The end: <code>[^1]</code> and [^a-z].</p>\n"
+    )
+    assert render("Said.\n[^3]: Below a line.") == (
+        '<p>Said.</p>\n<div class="footnote"><sup>3</sup> Below a line.</div>\n'
+    )
+    assert render("[^1]:\n\n[^1]") == "<p><sup>1</sup>:</p>\n<p><sup>1</sup></p>\n"
+    assert render("[^1](https://example.com/)").startswith("<p><sup>1</sup>(")
+    for at in range(len(text)):
+        blocks = Blocks()
+        closed = [*blocks.append(text[:at]), *blocks.append(text[at:]), *blocks.finish()]
+        assert "".join(block.html for block in closed) == render(text)

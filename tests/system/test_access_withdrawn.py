@@ -17,6 +17,7 @@ from tests.system.parts import Chat, Parts
 WITHIN = 15.0  # seconds
 
 WITHDRAWALS = {
+    "switched off on the person's page": "",
     "switched off": "UPDATE workspaces_user SET is_active = 0 WHERE email = ?",
     "removed": (
         "DELETE FROM workspaces_membership WHERE user_id ="
@@ -84,7 +85,12 @@ def test_the_stream_closes_and_the_queue_stops(parts: Parts, member, how: str):
     chat.send("queued two")
 
     withdrawn = time.monotonic()
-    parts.execute(WITHDRAWALS[how], email)
+    if how == "switched off on the person's page":
+        found = parts.rows("SELECT id FROM workspaces_user WHERE email = ?", email)[0]["id"]
+        page = f"/people/{uuid.UUID(found)}/deactivate/"
+        assert parts.admin.post(page).status_code in (302, 303)
+    else:
+        parts.execute(WITHDRAWALS[how], email)
     if how != "made a viewer":  # a viewer reads on
         wait_for(lambda: stream.ended_at, WITHIN, "the stream is closed")
         assert stream.ended_at - withdrawn < WITHIN
@@ -97,7 +103,7 @@ def test_the_stream_closes_and_the_queue_stops(parts: Parts, member, how: str):
     assert [turn["error_kind"] for turn in chat.turns()[1:]] == ["access_ended"] * 2
     assert chat.reply(1)  # what was said is kept
     assert parts.requests_with("queued one") == parts.requests_with("queued two") == []
-    expected = {"switched off": 302, "removed": 404, "made a viewer": 403}[how]
+    expected = {"removed": 404, "made a viewer": 403}.get(how, 302)
     answer = client.post(f"{chat.url}send/", data={"text": "once more"})
     assert answer.status_code == expected
     assert len(chat.messages()) == 3

@@ -60,44 +60,64 @@ async def open_streams(chat: Chat, count: int, within: asyncio.Event, over: asyn
     return opened
 
 
-def work(client: Client, parts: Parts, times: int) -> list[float]:
-    """Seconds of each page and each message of somebody's ordinary work."""
-    chat, took = Chat(parts, client=client), []
-    for number in range(times):
-        for ask in (lambda: client.get(chat.url), lambda n=number: chat.send(f"work {n}")):
-            started = time.monotonic()
-            assert ask().status_code in (200, 303)
-            took.append(time.monotonic() - started)
-    return took
+PAUSE = 0.15  # seconds between two things that bob does
+
+
+class Work:
+    """Somebody's ordinary work: a page, a message, a page, …; the seconds that each took."""
+
+    def __init__(self, client: Client, parts: Parts) -> None:
+        self.client, self.parts = client, parts
+
+    def take(self, times: int) -> list[float]:
+        chat, took = Chat(self.parts, client=self.client), []
+        for number in range(times):
+            for ask in (
+                lambda: self.client.get(chat.url),
+                lambda n=number: chat.send(f"work {n}"),
+            ):
+                started = time.monotonic()
+                assert ask().status_code in (200, 303)
+                took.append(time.monotonic() - started)
+                time.sleep(PAUSE)
+        return took
+
+
+def p95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20, method="inclusive")[-1]
 
 
 def test_a_hundred_streams_and_sends_are_capped_and_others_get_through(limited: Parts):
-    bob = limited.sign_in(BOB)
-    before = work(bob, limited, 10)
+    """Bob works alone and beside alice's flood in turns, so that both are measured on the same
+    machine at the same time; all of it is compared at once."""
+    bob = Work(limited.sign_in(BOB), limited)
+    bob.take(3)  # every part has been used once
     chats = [Chat(limited) for _ in range(10)]
     answers: list[httpx.Response] = []
+    statuses: list[tuple[int, str]] = []
 
     def flood(number: int) -> None:
         chat = chats[number % len(chats)]
         data = {"text": f"flood {number}", "client_key": uuid.uuid4().hex}
         answers.append(limited.admin.post(f"{chat.url}send/", data=data))
 
-    async def scenario() -> tuple[list, list[float]]:
+    async def flooded() -> list[float]:
         within, over = asyncio.Event(), asyncio.Event()
         streams = asyncio.create_task(open_streams(chats[0], 100, within, over))
         await asyncio.wait_for(within.wait(), 60)
         with ThreadPoolExecutor(10) as pool:
             flooding = [pool.submit(flood, number) for number in range(100)]
-            during = await asyncio.to_thread(work, bob, limited, 10)
+            during = await asyncio.to_thread(bob.take, 6)
             for one in flooding:
                 await asyncio.wrap_future(one)
         over.set()
-        return await streams, during
+        statuses.extend(await streams)
+        return during
 
     minute = time.time() // 60
-    streams, during = asyncio.run(scenario())
-    assert Counter(status for status, _ in streams) == {200: 40, 429: 60}
-    assert {text for status, text in streams if status == 429} == {
+    before, during = bob.take(6), asyncio.run(flooded())
+    assert Counter(status for status, _ in statuses) == {200: 40, 429: 60}
+    assert {text for status, text in statuses if status == 429} == {
         "You have too many pages open. Close some and reload this one."
     }
     said = Counter(one.status_code for one in answers)
@@ -108,9 +128,14 @@ def test_a_hundred_streams_and_sends_are_capped_and_others_get_through(limited: 
     for one in refused:
         assert int(one.headers["Retry-After"]) > 0
         assert "as many as one may" in one.text
-    slower = statistics.median(during) / statistics.median(before)
-    print(f"bob's median: {statistics.median(before) * 1000:.0f} ms, then {slower:.1f} times that")
-    assert slower < 10
+    for _ in range(3):
+        wait_for(lambda: opens(chats[0]), 20, "a stream can be opened again")
+        before += bob.take(6)
+        during += asyncio.run(flooded())
+    slower = p95(during) / p95(before)
+    print(f"bob's p95: {p95(before) * 1000:.0f} ms, then {slower:.2f} times that")
+    print(f"median {statistics.median(before) * 1e3:.0f}, {statistics.median(during) * 1e3:.0f}")
+    assert slower <= 2
     # The places are free again.
     for chat in chats:
         chat.wait_until_idle(60)

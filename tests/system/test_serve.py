@@ -161,8 +161,9 @@ def test_two_run_side_by_side(start_patchbay):
 )
 def test_any_data_directory_works(start_patchbay, tmp_path, name):
     patchbay = start_patchbay(data=tmp_path / name)
-    assert patchbay.client().get("/readyz").json() == {"database": "ok", "redis": "ok"}
     wait_for(patchbay.worker_is_ready, what="the worker waits for tasks")
+    told = dict.fromkeys(("database", "redis", "worker", "beat"), "ok")
+    wait_for(lambda: patchbay.client().get("/readyz").json() == told, what="all is ready")
     assert patchbay.stop() == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -119,3 +120,19 @@ def test_a_closed_tab_ends_nothing(parts: Parts):
     later = Page(chat)
     wait_for(lambda: answered(1)(later), what="the page shows the whole reply")
     check_shown(later, chat)
+
+
+def test_a_stream_that_has_nothing_to_say_is_kept_open_through_a_proxy(parts: Parts):
+    """nginx, as it comes, gives a silent upstream 60 seconds and holds back what it may buffer."""
+    chat = Chat(parts)
+    asked = time.monotonic()
+    with chat.client.stream("GET", f"{chat.url}stream/", timeout=40) as answer:
+        assert answer.headers["x-accel-buffering"] == "no"
+        assert "content-encoding" not in answer.headers
+        assert answer.headers["cache-control"] == "no-store"
+        pieces = answer.iter_raw()
+        assert next(pieces)
+        first = time.monotonic()
+        assert first - asked < 3
+        assert next(pieces) == b": still here\n\n"
+        assert 14 < time.monotonic() - first < 18

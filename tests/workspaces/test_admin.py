@@ -8,6 +8,8 @@ from datetime import timedelta
 
 import pytest
 from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
+from allauth.mfa.totp.internal.auth import TOTP
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.auth.models import Group
@@ -35,6 +37,7 @@ from sessions.models import (
     Flag,
     Message,
     SearchText,
+    Seen,
     ToolServer,
     Turn,
     UsageDay,
@@ -42,6 +45,7 @@ from sessions.models import (
 from tests.builders import (
     KEY,
     PASSWORD,
+    add_passkey,
     give_access,
     make_connection,
     make_member,
@@ -88,6 +92,7 @@ def make_rows(count, *, start=0):
         give_access(space, connection, is_default=True)
         ProbeResult.objects.create(connection=connection, started_at=at, requested_by=user)
         Alert.objects.create(connection=connection, state="failing", at=at, since=at)
+        Alert.objects.create(workspace=space, state="soft_limit", at=at, since=at)
         AlertOptOut.objects.create(user=user)
         Budget.objects.create(workspace=space, month=at.date(), hard_cost=5)
         Budget.objects.create(connection=connection, month=at.date(), hard_tokens=1_000)
@@ -120,6 +125,7 @@ def make_rows(count, *, start=0):
             message=message, media_type="image/png", name="a.png", width=1, height=1, size=1
         )
         Flag.objects.create(chat=chat, user=user)
+        Seen.objects.create(chat=chat, user=user)
         SearchText.objects.create(chat=chat, text="A title")
         UsageDay.objects.create(
             day=at.date(), workspace=space, connection=connection, person=user, model="small"
@@ -495,6 +501,21 @@ def test_the_selected_are_paused_and_enabled(as_alice):
     assert Connection.objects.get(enabled=True) == first
     assert AuditEvent.objects.filter(action="connection.disable").count() == 2
     assert AuditEvent.objects.filter(action="connection.enable").count() == 1
+
+
+def test_second_factors_are_shown_and_taken_away(as_alice, bob, charlie):
+    add_passkey(bob)
+    TOTP.activate(charlie, "SECRET")
+    TOTP.activate(bob, "SECRET")
+    assert "Authenticator app and one passkey" in as_alice.get(url(User, "change", bob.pk)).text
+    page = as_alice.post(
+        url(User, "changelist"),
+        {"action": "take_second_factors_away", "_selected_action": [bob.pk]},
+        follow=True,
+    )
+    assert "One person had one." in page.text
+    assert set(Authenticator.objects.values_list("user", flat=True)) == {charlie.pk}
+    assert AuditEvent.objects.get(action="user.second_factor_off").target_id == str(bob.pk)
 
 
 def test_the_selected_are_validated(as_alice, alice, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
 from allauth.mfa.totp.internal.auth import TOTP
 from allauth.socialaccount.models import SocialAccount
 from allauth.usersessions.models import UserSession
@@ -17,8 +18,15 @@ from django.test import Client
 
 from connections.models import AlertOptOut
 from sessions import keeping
-from sessions.models import Attachment, ChatSession, Flag, Message, SearchText, UsageDay
-from tests.builders import PASSWORD, make_connection, make_member, make_user, make_workspace
+from sessions.models import Attachment, ChatSession, Flag, Message, SearchText, Seen, UsageDay
+from tests.builders import (
+    PASSWORD,
+    add_passkey,
+    make_connection,
+    make_member,
+    make_user,
+    make_workspace,
+)
 from tests.test_html import complaints
 from tests.world import make_talk
 from workspaces import audit, audit_chain, erasing, people, tasks
@@ -68,12 +76,14 @@ def everything_of(bob, alice, space, talk):
     theirs = make_talk(space, alice, talk.chat.connection, shared=True)
     Message.objects.filter(pk=theirs.said.pk).update(author=bob)
     Flag.objects.create(chat=theirs.chat, user=bob)
+    Seen.objects.create(chat=theirs.chat, user=bob)
     SearchText.objects.create(chat=talk.chat, message=talk.said, text="hello")
     UsageDay.objects.create(
         day="2026-01-02", workspace=space, person=bob, person_label=bob.email, model="m", turns=3
     )
     AlertOptOut.objects.create(user=bob)
     TOTP.activate(bob, "SECRET")
+    add_passkey(bob, "Phone of bob@example.com")
     EmailAddress.objects.create(user=bob, email="old-bob@example.com")
     SocialAccount.objects.create(user=bob, provider="openid", uid="1")
     LogEntry.objects.create(user=alice, action_flag=2, object_id=str(bob.pk), object_repr=bob.email)
@@ -125,7 +135,16 @@ def test_nothing_names_the_person_afterwards(client_for, alice, bob, space, talk
     tasks.erase_person(asked[0])
     assert not ChatSession.objects.filter(pk=talk.chat.pk).exists()
     assert not path.exists()
-    for model in (Flag, SearchText, AlertOptOut, SocialAccount, EmailAddress, SignInKey):
+    for model in (
+        Flag,
+        Seen,
+        SearchText,
+        AlertOptOut,
+        SocialAccount,
+        EmailAddress,
+        SignInKey,
+        Authenticator,
+    ):
         assert not model.objects.exists(), model
     assert not UserSession.objects.filter(user=bob).exists()
     assert not Attachment.objects.filter(pk=talk.attachment.pk).exists()

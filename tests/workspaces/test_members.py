@@ -209,7 +209,7 @@ def test_the_page_takes_the_same_queries_for_any_number(
     for number in range(30):
         make_member(space, make_user(f"m{number}@example.com"))
         people.invite(wadmin, space, role=Role.MEMBER)
-    with django_assert_max_num_queries(8):
+    with django_assert_max_num_queries(9):
         page = client.get("/w/support/members/").content.decode()
     assert page.count('<tr id="member-') == 31
     assert page.count('<tr id="invitation-') == 30

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import email
 import re
 from urllib.parse import urlsplit
 
 import pytest
-from aiosmtpd.controller import Controller
 from django.core.cache import cache
 from django.db import connection
 from django.test import Client
@@ -15,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 
 from config import env
 from tests.builders import PASSWORD, make_member, make_user, make_workspace
-from tests.system.harness import free_port
+from tests.fakes import mail
 from workspaces import tasks
 from workspaces.models import AuditEvent
 
@@ -24,25 +22,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 NEW = "an entirely new password"
 
 
-class Sink:
-    def __init__(self) -> None:
-        self.mails: list[email.message.Message] = []
-
-    async def handle_DATA(self, server, session, envelope) -> str:
-        self.mails.append(email.message_from_bytes(envelope.content))
-        return "250 OK"
-
-
 @pytest.fixture
 def sink(settings):
-    sink = Sink()
-    port = free_port()
-    controller = Controller(sink, hostname="127.0.0.1", port=port)
-    controller.start()
-    settings.MAIL_IS_SET_UP = True
-    settings.MAILERS = {"default": env.mailer(f"smtp://127.0.0.1:{port}")}
-    yield sink
-    controller.stop()
+    with mail.running() as sink:
+        settings.MAIL_IS_SET_UP = True
+        settings.MAILERS = {"default": env.mailer(sink.url)}
+        yield sink
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +53,7 @@ def ask(client: Client, address: str):
     return client.post("/accounts/password/reset/", {"email": address}, follow=True)
 
 
-def mailed(sink: Sink, asked: list[str]) -> str:
+def mailed(sink: mail.Sink, asked: list[str]) -> str:
     """The path of the link in the mail."""
     for pk in asked:
         tasks.mail_reset(pk)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
 from allauth.mfa.totp.internal.auth import TOTP
 from django.db import connection as database
@@ -12,7 +13,14 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from tests.builders import PASSWORD, make_connection, make_member, make_user, make_workspace
+from tests.builders import (
+    PASSWORD,
+    add_passkey,
+    make_connection,
+    make_member,
+    make_user,
+    make_workspace,
+)
 from tests.world import make_talk
 from workspaces.models import AuditEvent, Membership, Role, User
 
@@ -41,6 +49,7 @@ def test_people_are_found_and_filtered(admin, alice, bob, charlie):
     dora = make_user("dora@example.com")
     TOTP.activate(dora, "SECRET")
     RecoveryCodes.activate(dora)
+    add_passkey(bob)
     everybody = [one.email for one in (alice, bob, charlie, dora)]
     assert emails(admin.get("/people/")) == everybody
     for query, found in {
@@ -50,8 +59,8 @@ def test_people_are_found_and_filtered(admin, alice, bob, charlie):
         "show=off": [charlie],
         "show=admins": [alice],
         "show=deleted": [],
-        "factor=yes": [dora],
-        "factor=no": [alice, bob, charlie],
+        "factor=yes": [bob, dora],
+        "factor=no": [alice, charlie],
         "seen=never": [dora],
         "seen=long_ago": [charlie],
         "seen=recently": [alice, bob],
@@ -120,6 +129,7 @@ def test_who_is_switched_off_is_out_and_comes_back(admin, bob):
     assert admin.get(f"/people/{bob.pk}/deactivate/").status_code == 200
     assert admin.post(f"/people/{bob.pk}/deactivate/").status_code == 303
     assert his.get("/w/support/").status_code == 302
+    assert not Authenticator.objects.exists()
     assert "Switched off" in admin.get(f"/people/{bob.pk}/").text
     assert admin.post(f"/people/{bob.pk}/activate/").status_code == 303
     assert his.get("/w/support/").status_code == 302  # the sign-in of before is gone
@@ -181,7 +191,10 @@ def test_a_sign_in_link_is_shown_once(admin, alice, bob, settings):
 def test_the_second_factor_and_the_devices_are_reset(admin, bob):
     his = sign_in(bob)
     TOTP.activate(bob, "SECRET")
-    assert "Has a second factor" in admin.get(f"/people/{bob.pk}/").text
+    add_passkey(bob)
+    add_passkey(bob)
+    page = admin.get(f"/people/{bob.pk}/").text
+    assert "Has a second factor: Authenticator app and 2 passkeys" in page
     assert admin.post(f"/people/{bob.pk}/second-factor/").status_code == 303
     assert "Has no second factor" in admin.get(f"/people/{bob.pk}/").text
     assert admin.post(f"/people/{bob.pk}/devices/sign-out/").status_code == 303

@@ -1,0 +1,145 @@
+"""Another version of a conversation, from one of its turns on.
+
+What was said stays as it was said: an edited message, or an answer that is asked for again, makes a
+new session with the turns before it. It shows a seam with a link back; the first one shows a link
+at the turn that was asked again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from connections.models import Connection
+from connections.resolve import Choice
+from sessions import continuing, turns
+from sessions.images import CheckedImage
+from sessions.models import ChatSession, Message, Turn
+from workspaces import audit
+from workspaces.models import User
+
+
+def first_message(chat: ChatSession, message_id: uuid.UUID) -> Message | None:
+    """The message, where it began a turn of this session: what can be edited and sent again."""
+    messages = Message.objects.filter(chat=chat, role=Message.Role.USER, turn__isnull=False, step=0)
+    messages = messages.exclude(delivery=Message.Delivery.DELIVERED).select_related("turn")
+    return messages.filter(pk=message_id).first()
+
+
+def send_edited(
+    message: Message,
+    actor: User,
+    text: str,
+    *,
+    client_key: str = "",
+    images: Sequence[CheckedImage] = (),
+    files: Sequence[Mapping[str, Any]] = (),
+    model: str = "",
+) -> ChatSession:
+    """A new session with the turns before `message`'s, in which `text` is sent in its place; with
+    `model`, one of the connection's, answered by that one.
+
+    The same `client_key` again gives the same session. Raises `turns.Refused`, and then nothing was
+    made. Locks the session.
+    """
+    turn = message.turn
+    assert turn is not None
+    with continuing.copying() as made:
+        chat = turns._lock(message.chat_id)
+        if same := _made_before(chat, actor, client_key):
+            return same
+        connection = _usable(chat, actor)
+        new = _begin(chat, actor, connection, turn.number, until=turn.number - 1, files=made)
+        if model and model != new.model:
+            turns.choose_model(new.pk, actor, model)
+        turns.send(new.pk, actor, text, client_key=client_key, images=images, files=files)
+        return new
+
+
+def regenerate(
+    chat_id: uuid.UUID, actor: User, number: int, *, client_key: str = ""
+) -> ChatSession:
+    """A new session in which the last turn, `number`, is asked again: all that people said in it
+    stays, what the model said is left in the first session.
+
+    The same `client_key` again gives the same session. Raises `turns.Refused`. Locks the session.
+    """
+    with continuing.copying() as made:
+        chat = turns._lock(chat_id)
+        if same := _made_before(chat, actor, client_key):
+            return same
+        last = Turn.objects.filter(chat=chat).order_by("-number").first()
+        if last is None or last.number != number or last.state != Turn.State.DONE:
+            raise turns.Refused(
+                "not_last", _("Only the last answer can be asked for again, when it is done.")
+            )
+        connection = _usable(chat, actor)
+        turns._check_budget(chat)
+        turns._check_running(actor)
+        new = _begin(chat, actor, connection, number, until=number, files=made)
+        again = continuing.ask_again(new, actor)
+        if client_key:
+            said = Message.objects.filter(turn=again).order_by("seq")[:1]
+            Message.objects.filter(pk__in=[one.pk for one in said]).update(
+                client_key=turns._storable_key(client_key)
+            )
+        turns._ring(again)
+        return new
+
+
+def _made_before(chat: ChatSession, actor: User, client_key: str) -> ChatSession | None:
+    if not client_key:
+        return None
+    made = ChatSession.objects.filter(continued_from=chat, owner=actor, doomed_at=None)
+    return made.filter(messages__client_key=turns._storable_key(client_key)).first()
+
+
+def _usable(chat: ChatSession, actor: User) -> Connection:
+    if chat.doomed_at is not None:
+        raise turns.Refused("gone", _("This session is being deleted."))
+    connection = turns._resolved(chat, actor, Choice(chat.connection_id, chat.locked_at)).connection
+    assert connection is not None
+    return connection
+
+
+def _begin(
+    chat: ChatSession,
+    actor: User,
+    connection: Connection,
+    number: int,
+    *,
+    until: int,
+    files: list[str],
+) -> ChatSession:
+    """The new session, on the same connection, with the turns up to `until`."""
+    new = ChatSession.objects.create(
+        workspace=chat.workspace,
+        owner=actor,
+        shared=chat.shared and chat.owner_id == actor.pk,
+        read_only=chat.read_only,
+        connection=connection,
+        locked_at=timezone.now(),
+        model=chat.model,
+        title=chat.title,
+        title_is_final=True,
+        thinking=chat.thinking,
+        max_output=chat.max_output,
+        continued_from=chat,
+        continued_turns=number - 1,
+    )
+    continuing.copy(chat, new, connection, files, until=until)
+    turns._changed(chat)
+    audit.record(
+        actor,
+        "session.version",
+        new,
+        workspace_id=chat.workspace_id,
+        label=str(new.pk),
+        came_from=str(chat.pk),
+        turn=number,
+    )
+    return new

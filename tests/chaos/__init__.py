@@ -1,0 +1,1 @@
+"""Faults by chance on the running product: `make chaos` and `make soak`."""
