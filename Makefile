@@ -9,7 +9,7 @@ STATIC := staticfiles/staticfiles.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check fmt demo bench bench-pages bench-probes chaos soak screenshots codex lock
+.PHONY: help run test check fmt messages demo bench bench-pages bench-probes chaos soak screenshots codex lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ fmt: $(DEV)  ## put everything into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	git ls-files -z '*.html' | xargs -0 $(BIN)/djade --target-version 6.0
+
+messages: $(DEV)  ## find the texts to translate, compile what is translated (needs gettext)
+	$(BIN)/python manage.py makemessages
 
 bench: $(DEV) $(STATIC)  ## what Patchbay adds to a provider's own time
 	@exec $(BIN)/python -m tests.bench $(ARGS)

@@ -127,6 +127,14 @@ def chosen(name: str, *, among: tuple[str, ...]) -> frozenset[str]:
     return frozenset(found)
 
 
+def one_of(name: str, among: list[str]) -> str:
+    """One of these, the first when the variable isn't set."""
+    value = string(name) or among[0]
+    if value not in among:
+        raise BadEnv(f"{name}: use {' or '.join(among)}")
+    return value
+
+
 def loopback_url(name: str) -> str:
     """An http address on this machine, "" when the variable isn't set."""
     value = string(name) or ""

@@ -1,20 +1,25 @@
-"""Small layers around every page. Both work on the sync and the async path: a sync-only
-middleware would push the event stream through a thread."""
+"""Small layers around every page. Those of their own kind work on the sync and the async path: a
+sync-only middleware would push the event stream through a thread."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import secrets
 from collections.abc import Awaitable, Callable
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.middleware.gzip import GZipMiddleware, re_accepts_gzip
+from django.middleware.locale import LocaleMiddleware
+from django.utils import translation
 from django.utils.cache import patch_vary_headers
 from django.utils.translation import gettext as _
 
+from workspaces.languages import language_of
 from workspaces.logs import route_of
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
@@ -119,3 +124,18 @@ class Compressed(_Both):
             response.headers["Content-Encoding"] = "gzip"
             response.headers["Content-Length"] = str(len(response.content))
         return response
+
+
+class PersonsLanguage(LocaleMiddleware):
+    """The language that the signed-in person chose, else the one of the browser's that is nearest.
+    Behind the sign-in, whose one query the page's own check of rights uses again."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        chosen = ""
+        with contextlib.suppress(DatabaseError):  # the pages that need none go on without
+            chosen = language_of(request.user)
+        if chosen:
+            translation.activate(chosen)
+            request.LANGUAGE_CODE = chosen
+        else:
+            super().process_request(request)

@@ -12,7 +12,6 @@ from urllib.parse import quote, urlsplit
 
 import dj_database_url
 from django.utils.csp import CSP
-from django.utils.translation import gettext_lazy as _
 
 from config import env
 from workspaces import logs
@@ -223,10 +222,10 @@ MIDDLEWARE = [
     "config.middleware.PrivatePages",
     "config.middleware.RequestLimits",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "config.middleware.PersonsLanguage",
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "allauth.account.middleware.AccountMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
@@ -390,8 +389,10 @@ STORAGES = {
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
 }
 MEDIA_ROOT = DATA_DIR / "attachments"
-LANGUAGE_CODE = "en"
-LANGUAGES = [("en", _("English"))]
+# Each in its own words. People choose in their profile, else their browser does; LANGUAGE_CODE is
+# for texts that reach nobody's browser: messages of a webhook, mail to who never chose.
+LANGUAGES = [("en", "English"), ("de", "Deutsch")]
+LANGUAGE_CODE = env.one_of("PATCHBAY_LANGUAGE", [code for code, _name in LANGUAGES])
 LOCALE_PATHS = [BASE_DIR / "locale"]
 TIME_ZONE = "UTC"
 USE_TZ = True

@@ -35,6 +35,7 @@ from django.db.models import Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import date_format
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -50,6 +51,7 @@ from connections.models import (
 from connections.sentences import sentence
 from workspaces import egress
 from workspaces.audit import record
+from workspaces.languages import speaking_to
 from workspaces.models import Membership, Role, User, Workspace
 from workspaces.registry import Keeper
 from workspaces.runtime import get_runtime
@@ -92,6 +94,10 @@ def fault_text(kind: str) -> str:
         return _("It answered with status %(status)s.") % {"status": kind.removeprefix("status ")}
     return str(_FAULTS.get(kind, _FAULTS["connect"])) if kind else ""
 
+
+_AS_INSTANCE_ADMIN = gettext_lazy("You get this as an instance admin. To stop it: %(url)s")
+_AS_ADMIN = gettext_lazy("You get this as an admin of the workspace.")
+_AS_WHO_ASKED = gettext_lazy("You get this because you asked for a test.")
 
 _SAVED = [
     *("failures", "of_budgets", "by_mail"),
@@ -316,14 +322,14 @@ def _make(
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An alert as a message tells it."""
+    """An alert as a message tells it, in the language of whoever reads that."""
 
     name: str
     slug: str
     state: str
-    sentence: str
     time: dt.datetime
     url: str
+    alert: Alert | None = field(default=None, repr=False)  # with its rows read; None for a test
     workspace_id: uuid.UUID | None = None  # whose budget it is about
 
     @classmethod
@@ -333,11 +339,17 @@ class Line:
             name=" ".join(target.name.split()),
             slug=target.slug,
             state=alert.state,
-            sentence=_said(alert),
             time=alert.at,
             url=settings.PUBLIC_URL + page_of(alert),
+            alert=alert,
             workspace_id=alert.workspace_id,
         )
+
+    @property
+    def sentence(self) -> str:
+        if self.alert is None:
+            return _("This is a test of the alerts. Nothing is wrong.")
+        return _said(self.alert)
 
     @property
     def title(self) -> str:
@@ -373,9 +385,9 @@ def _said(alert: Alert) -> str:
 class Recipient:
     """One who gets a mail, with what concerns that person; `why` stands below it."""
 
-    address: str = field(repr=False)
+    person: User = field(repr=False)
     lines: list[Line]
-    why: str
+    why: Promise
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,24 +516,21 @@ def recipients(lines: list[Line]) -> list[Recipient]:
     what is about its budget. Two queries at most."""
     out = AlertOptOut.objects.values("user")
     people = User.objects.filter(is_active=True).exclude(pk__in=out).order_by("email")
-    where = settings.PUBLIC_URL + reverse("connections:alerts")
-    why = _("You get this as an instance admin. To stop it: %(url)s") % {"url": where}
     told = [
-        Recipient(address, lines, why)
-        for address in people.filter(is_superuser=True).values_list("email", flat=True)
+        Recipient(person, lines, _AS_INSTANCE_ADMIN)
+        for person in people.filter(is_superuser=True).only("email", "language")
     ]
     spaces = {line.workspace_id for line in lines if line.workspace_id}
     if not spaces:
         return told
-    led: dict[str, set[uuid.UUID]] = {}
+    led: dict[User, set[uuid.UUID]] = {}
     rows = Membership.objects.filter(workspace__in=spaces, role=Role.ADMIN, user__in=people)
-    rows = rows.filter(user__is_superuser=False).order_by("user__email")
-    for address, space in rows.values_list("user__email", "workspace"):
-        led.setdefault(address, set()).add(space)
-    why = _("You get this as an admin of the workspace.")
+    rows = rows.filter(user__is_superuser=False).order_by("user__email").select_related("user")
+    for row in rows:
+        led.setdefault(row.user, set()).add(row.workspace_id)
     return told + [
-        Recipient(address, [line for line in lines if line.workspace_id in mine], why)
-        for address, mine in led.items()
+        Recipient(person, [line for line in lines if line.workspace_id in mine], _AS_ADMIN)
+        for person, mine in led.items()
     ]
 
 
@@ -551,12 +560,15 @@ def _mail(message: Message) -> str:
     counts as sent."""
     if not message.recipients:
         return "nobody"
+    where = settings.PUBLIC_URL + reverse("connections:alerts")
     sent, fault = 0, ""
-    for person in message.recipients:
-        own = replace(message, lines=person.lines)
-        text = f"{own.text}\n\n--\n{person.why}\n"
+    for to in message.recipients:
+        own = replace(message, lines=to.lines)
+        with speaking_to(to.person):
+            subject = own.subject
+            text = f"{own.text}\n\n--\n{str(to.why) % {'url': where}}\n"
         try:
-            send_mail(own.subject, text, None, [person.address])
+            send_mail(subject, text, None, [to.person.email])
             sent += 1
         except OSError as error:  # of which every SMTP error is one
             logger.warning("an alert could not be mailed (%s)", type(error).__name__)
@@ -567,7 +579,8 @@ def _mail(message: Message) -> str:
 
 
 async def _post(client: httpx.AsyncClient, message: Message) -> str:
-    body = message.body
+    with speaking_to():
+        body = message.body
     headers = {
         "content-type": "application/json",
         "x-patchbay-delivery": str(message.id),
@@ -611,16 +624,14 @@ def test(actor: User) -> dict[str, str]:
     """Sends a test now: the webhook, and by mail to who asks. The fault of each channel that is
     on, "" for none. Blocks for 25 seconds at most; not within a transaction."""
     url = settings.PUBLIC_URL + reverse("connections:alerts")
-    text = _("This is a test of the alerts. Nothing is wrong.")
-    line = Line("Patchbay", "", "test", text, timezone.now(), url)
+    line = Line("Patchbay", "", "test", timezone.now(), url)
     found: dict[str, str] = {}
     with transaction.atomic():
         row = _locked()
         record(actor, "alerts.test", row)
         posted = _to_webhook(actor, row, [line]) if row.has_webhook else None
     if mails(row):
-        why = _("You get this because you asked for a test.")
-        to = Recipient(actor.email, [line], why)
+        to = Recipient(actor, [line], _AS_WHO_ASKED)
         found[MAIL] = _mail(Message(MAIL, [line], recipients=[to]))
     if posted is not None:
         found[WEBHOOK] = posted.fault or asyncio.run(_post_once(posted))

@@ -84,7 +84,8 @@ class Standing:
 
     @property
     def resets(self) -> str:
-        return _("It begins anew on %(day)s.") % {"day": date_format(_next(self.month), "j F")}
+        # Translators: "j F" is a day and a month, in the letters of Django's date formats.
+        return _("It begins anew on %(day)s.") % {"day": date_format(_next(self.month), _("j F"))}
 
     @property
     def refusal(self) -> str:
@@ -131,8 +132,12 @@ def _meter(name: str, value: Any, soft: Any, hard: Any, shown: Any) -> Meter:
     return Meter(name, shown(value), *said, share, tone)
 
 
-def money(cost: Decimal) -> str:
-    return f"${number_format(cost, 2, use_l10n=True, force_grouping=True)}"
+def money(cost: Decimal, places: int | None = 2) -> str:
+    """US dollars as people write them; `None` places: as many as it has."""
+    if places is not None:
+        cost = round(cost, places)  # `number_format` cuts
+    amount = number_format(cost, places, use_l10n=True, force_grouping=True)
+    return _("$%(amount)s") % {"amount": amount}
 
 
 def _number(count: int) -> str:

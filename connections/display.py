@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
-from django.utils.formats import date_format
+from django.utils.formats import date_format, number_format
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy as _lazy
@@ -31,6 +31,7 @@ from connections.choices import (
 )
 from connections.health import Strip
 from connections.issuers import issuer_for
+from connections.ladder import detail_of
 from connections.models import Connection, ProbeResult, Secret, SecretCandidate
 from connections.providers.base import Target
 from connections.registry import Dependents
@@ -109,7 +110,11 @@ class Row:
     def old_secret(self) -> str:
         """“Secret entered 194 days ago”, "" for one that isn't old."""
         age = SecretAge.of(self.connection)
-        return _("Secret: %(age)s") % {"age": age.text.lower()} if age and age.is_old else ""
+        if not age or not age.is_old:
+            return ""
+        return ngettext(
+            "Secret: entered %(n)d day ago", "Secret: entered %(n)d days ago", age.days
+        ) % {"n": age.days}
 
     @property
     def account(self) -> str:
@@ -203,7 +208,7 @@ def _rungs(
             running = False  # only the next one is under way
             continue
         failed = found["outcome"] == Outcome.FAILED
-        said = found.get("detail", "")
+        said = detail_of(found)
         if failed:
             said = sentence(found.get("kind", ""), connection.auth_type).text
         shown.append(RungShown(str(rung.label), found["outcome"], found.get("ms"), said))
@@ -212,7 +217,7 @@ def _rungs(
 
 def _words(rungs: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return [
-        (str(Rung(rung["rung"]).label), rung["detail"])
+        (str(Rung(rung["rung"]).label), detail_of(rung))
         for rung in rungs
         if rung.get("detail") and rung["outcome"] == Outcome.FAILED
     ]
@@ -228,7 +233,9 @@ def _bar(probe: ProbeResult) -> Bar:
     else:
         outcome, tone, level = str(sentence(probe.error_kind).title), "danger", 5
     when = date_format(localtime(probe.started_at), "SHORT_DATETIME_FORMAT")
-    took = f", {ms / 1000:.1f} s" if ms is not None else ""
+    took = (
+        ", " + _("%(n)s s") % {"n": number_format(round(ms / 1000, 1), 1)} if ms is not None else ""
+    )
     return Bar(tone, level, f"{when}: {outcome}{took}")
 
 

@@ -22,6 +22,7 @@ from django.utils.translation import get_language, ngettext
 from django.utils.translation import gettext as _
 
 from connections.choices import Outcome, Rung
+from connections.ladder import detail_of
 from connections.models import Connection, ProbeResult
 from connections.sentences import Sentence, sentence
 
@@ -365,5 +366,5 @@ def _where(probe: ProbeResult) -> tuple[str, str]:
     """The rung that failed and the provider's words there."""
     for rung in probe.rungs:
         if rung.get("outcome") == Outcome.FAILED and rung.get("rung") in Rung.values:
-            return str(Rung(rung["rung"]).label), rung.get("detail", "")
+            return str(Rung(rung["rung"]).label), detail_of(rung)
     return "", ""

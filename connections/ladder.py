@@ -17,7 +17,7 @@ from typing import Any
 
 import httpcore
 import httpx
-from django.utils.translation import gettext as _
+from django.utils.translation import gettext, gettext_noop
 
 from connections.choices import AuthType, Outcome, Rung
 from connections.models import Connection
@@ -35,6 +35,10 @@ from connections.providers.base import (
 from connections.sentences import Reason, Sentence, sentence
 from connections.targets import configuration_fault, provider_of, target_of
 from workspaces import egress
+
+# A worker knows no reader: what it notes stands there in the words of the source, and is translated
+# where it is shown (`detail_of`).
+_ = gettext_noop
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +110,12 @@ class Verdict:
     passed: bool | None
     kind: str = ""
     latency_ms: int | None = None
+
+
+def detail_of(stored: Mapping[str, Any]) -> str:
+    """The detail of a stored rung for a person: ours translated, a provider's as it is."""
+    text = stored.get("detail", "")
+    return gettext(text) if text else ""
 
 
 Tell = Callable[[Sequence[RungResult]], Awaitable[object]]

@@ -40,7 +40,7 @@ class Preset:
     is to be had: `key_url`, the provider's page for it, and `key_from`, that page in words."""
 
     key: str
-    name: str
+    name: str | Promise
     note: str | Promise
     icon: str
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Preset:
 
     @property
     def initial(self) -> dict[str, Any]:
-        return {"name": self.name, **self.values}
+        return {"name": str(self.name), **self.values}
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "bedrock-environment",
-            "AWS Bedrock (environment)",
+            _("AWS Bedrock (environment)"),
             _("The same, with the role or profile that this server runs under."),
             "cloud",
             _bedrock(AuthType.ENVIRONMENT),
@@ -203,7 +203,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "vertex-environment",
-            "Google Vertex AI (environment)",
+            _("Google Vertex AI (environment)"),
             _("The same, with the default credentials that this server runs under."),
             "cloud",
             _vertex(AuthType.ENVIRONMENT),
@@ -259,7 +259,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "openai-compatible",
-            "OpenAI-compatible",
+            _("OpenAI-compatible"),
             _("Any endpoint that speaks OpenAI Chat Completions."),
             "plug-connected",
             _openai_compat(""),
@@ -268,7 +268,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             "anthropic-compatible",
-            "Anthropic-compatible",
+            _("Anthropic-compatible"),
             _("Any endpoint that speaks Anthropic Messages."),
             "plug-connected",
             {

@@ -11,6 +11,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any
 
+from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
 from connections.choices import AuthType
@@ -46,6 +47,10 @@ class Reason(enum.StrEnum):
 Fault = Reason | ErrorKind
 
 
+# Their nouns are written large wherever they stand, and most titles begin with one.
+_KEEP_CAPITALS = frozenset({"de"})
+
+
 @dataclass(frozen=True, slots=True)
 class Sentence:
     """`title` is two or three words; `what` happened; `fix` is what an admin does about it, `ask`
@@ -71,6 +76,8 @@ class Sentence:
     def phrase(self) -> str:
         """The title within another sentence."""
         title = str(self.title)
+        if get_language() in _KEEP_CAPITALS:
+            return title
         return title[:1].lower() + title[1:]
 
 

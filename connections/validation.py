@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import idna
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 
 from connections.choices import (
@@ -325,7 +326,7 @@ def parse_models(given: Any) -> list[str | dict[str, Any]]:
     if len(given) > MAX_MODELS:
         raise ValidationError(
             _("These are more than %(most)s models. Keep those that are used.")
-            % {"most": f"{MAX_MODELS:,}"},
+            % {"most": number_format(MAX_MODELS, force_grouping=True)},
             code="models",
         )
     models: list[str | dict[str, Any]] = []

@@ -25,8 +25,6 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import InterfaceError, OperationalError
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 
 from connections.capabilities import cost_of
 from connections.providers.base import (
@@ -54,6 +52,7 @@ from sessions.history import CannotRun, Prepared, entries_of, prepare, shorten
 from sessions.models import Message, Turn
 from sessions.reply import Reply, text_of
 from sessions.toolbox import Toolbox
+from sessions.wording import Said
 from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
 
@@ -204,17 +203,13 @@ class Agent:
     def _tell_of_missing_tools(self, prepared: Prepared) -> None:
         missing = list(self.toolbox.missing)
         if left := prepared.tools_left_out:
-            missing.append(
-                ngettext(
-                    "%(n)d tool is left out: there are too many for this model.",
-                    "%(n)d tools are left out: there are too many for this model.",
-                    left,
-                )
-                % {"n": left}
-            )
+            missing.append(("tools_left_out", {"n": left}))
         if missing:
-            text = " ".join([_("Some tools can't be used now."), *missing])
-            self.writer.add(self.chat_id, "notice", {"t": text}, urgent=True)
+            self._say(("tools", {}), *missing)
+
+    def _say(self, *said: Said) -> None:
+        """Nothing takes back what was said before."""
+        self.writer.add(self.chat_id, "say", {"said": said}, urgent=True)
 
     async def _shorten(self, history: list[Turnlet], prepared: Prepared) -> None:
         """Makes room for the next request, out of this turn's own tool results."""
@@ -225,8 +220,7 @@ class Agent:
         for one in shortened:
             kept.setdefault(self.answered[one.entry], {})[one.id] = one.kept
         await self._db(turns.mark_shortened, self.turn, self.token, kept)
-        text = _("The model's window is full: it is sent older tool results shortened.")
-        self.writer.add(self.chat_id, "notice", {"t": text}, urgent=True)
+        self._say(("window", {}))
 
     async def _ask(
         self, prepared: Prepared, history: list[Turnlet]
@@ -277,15 +271,10 @@ class Agent:
                 await asyncio.sleep(wait)
 
     def _notice(self, error: ProviderError, wait: float) -> None:
-        seconds = max(1, round(wait))
-        why = {
-            ErrorKind.RATE_LIMITED: _("The provider limits the rate."),
-            ErrorKind.OVERLOADED: _("The provider is overloaded."),
-        }.get(error.kind, _("The provider can't be reached."))
-        again = ngettext(
-            "Trying again in %(seconds)s second.", "Trying again in %(seconds)s seconds.", seconds
-        ) % {"seconds": seconds}
-        self.writer.add(self.chat_id, "notice", {"t": f"{why} {again}"}, urgent=True)
+        why = error.kind.value
+        if error.kind not in (ErrorKind.RATE_LIMITED, ErrorKind.OVERLOADED):
+            why = "connect"
+        self._say((why, {}), ("again", {"n": max(1, round(wait))}))
 
     async def _receive(
         self, prepared: Prepared, request: ModelRequest
@@ -315,8 +304,7 @@ class Agent:
                 receipts = False
                 match event:
                     case Waiting(over):
-                        words = "" if over else _("Waiting for a free Codex process…")
-                        self.writer.add(self.chat_id, "notice", {"t": words}, urgent=True)
+                        self._say(*([] if over else [("codex", {})]))
                     case TextDelta(text):
                         reply.add_text(text)
                     case TextEnd(sig):

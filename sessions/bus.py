@@ -14,6 +14,13 @@ Events, as they stand in the stream (fields `e` the name, `d` JSON) and on the p
     notice    {t}                 a sentence about the running turn ("Trying again in 3 s…")
     turn-end  {v, turn, state}    the turn is over
 
+What is put into words stands in the stream without them, and on the page's in its language
+(`sessions.wording`)::
+
+    tool      {m, b, call, result?}   a tool's call: a closed `block`
+    thought   {m, b, text, ms?}       a piece of thinking that is complete: a closed `block`
+    say       {said}                  the names of sentences, with their values: a `notice`
+
 Offsets make `text` and `block` idempotent, versions make the others so: an event that comes twice
 changes nothing, a gap shows.
 """

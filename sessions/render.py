@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 
 import nh3
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.rules_block import StateBlock
@@ -443,8 +442,9 @@ class _Renderer(RendererHTML):
         token = tokens[idx]
         href = token.attrs["src"]
         alt = self.renderInlineAsText(token.children or [], options, env)
-        label = escape(_("Image")) + (f": <bdi>{escape(alt)}</bdi>" if alt else "")
-        label += f" ({escape(_host(href))})"
+        # No word of ours: a worker renders this for readers of every language.
+        host = escape(_host(href))
+        label = f"<bdi>{escape(alt)}</bdi> ({host})" if alt else host
         if env.get("in_link"):
             return f'<span class="image">{label}</span>'
         return f'<a class="image" href="{escape(href)}">{label}</a>'

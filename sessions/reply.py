@@ -204,7 +204,7 @@ class Reply:
         self.parts.append(part)
         self.changed = True
         self._calls[call.id] = (self._base, part)
-        self._publish_block(self._base, tool_html(part, None))
+        self._publish("tool", self._base, call=part)
         self._base += 1
 
     def add_result(self, result: Part) -> None:
@@ -213,7 +213,7 @@ class Reply:
         self.changed = True
         if (found := self._calls.get(result["id"])) is not None:
             index, call = found
-            self._publish_block(index, tool_html(call, result))
+            self._publish("tool", index, call=call, result=result)
 
     def finish(self) -> list[dict[str, Any]]:
         """Closes the open part and returns all."""
@@ -276,9 +276,7 @@ class Reply:
             part = self.parts[-1]
             if part["text"]:
                 part["ms"] = round((time.monotonic() - self._began) * 1000)
-            self._publish_block(
-                self._base, thinking_html(part["text"], is_open=False, ms=part.get("ms"))
-            )
+            self._publish("thought", self._base, text=part["text"], ms=part.get("ms"))
             self._base += 1
         self._kind, self._splitter, self._texts = "", None, []
 
@@ -291,6 +289,7 @@ class Reply:
 
     def _publish_block(self, index: int, html: str, *, covers: int | None = None) -> None:
         """A closed block, or with `covers` the open one as it stands."""
-        data: dict[str, Any] = {"m": self._message, "b": index, "h": html}
-        data |= {"c": 1} if covers is None else {"o": covers}
-        self._writer.add(self._chat, "block", data)
+        self._publish("block", index, h=html, **({"c": 1} if covers is None else {"o": covers}))
+
+    def _publish(self, name: str, index: int, **data: Any) -> None:
+        self._writer.add(self._chat, name, {"m": self._message, "b": index, **data})

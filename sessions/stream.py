@@ -26,10 +26,11 @@ from django.conf import settings
 from django.db import DatabaseError, connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from django.utils import translation
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET
 
-from sessions import bus
+from sessions import bus, wording
 from sessions.access import SignedOut, SignIn, Watch, readable_chat, watch_all
 
 logger = logging.getLogger(__name__)
@@ -61,26 +62,47 @@ def valid_cursor(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An event as all its viewers get it; `version` is 0 for those that carry none."""
+    """An event, encoded once for all viewers, or once a language where it has to be put into words;
+    `version` is 0 for those that carry none."""
 
     place: tuple[int, int]
-    chunk: bytes
     version: int
+    whole: bytes  # b"" for what has to be put into words
+    identifier: bytes
+    name: str
+    data: bytes
+    words: dict[str, bytes]
 
     @classmethod
     def of(cls, identifier: bytes, fields: dict[bytes, bytes]) -> Encoded:
-        name, data = fields[b"e"], fields[b"d"]
-        version = orjson.loads(data)["v"] if name in (b"changed", b"turn-end") else 0
-        chunk = b"id: %s\nevent: %s\ndata: %s\n\n" % (identifier, name, data)
-        return cls(_pair(identifier.decode()), chunk, version)
+        name, data = fields[b"e"].decode(), fields[b"d"]
+        version = orjson.loads(data)["v"] if name in ("changed", "turn-end") else 0
+        whole = b"" if name in wording.BECOMES else _chunk(identifier, name, data)
+        return cls(_pair(identifier.decode()), version, whole, identifier, name, data, {})
+
+    def chunk(self, language: str) -> bytes:
+        """As a viewer of this language gets it."""
+        if self.whole:
+            return self.whole
+        if language not in self.words:
+            with translation.override(language):
+                data = wording.worded(self.name, orjson.loads(self.data))
+            becomes = wording.BECOMES[self.name]
+            self.words[language] = _chunk(self.identifier, becomes, orjson.dumps(data))
+        return self.words[language]
+
+
+def _chunk(identifier: bytes, name: str, data: bytes) -> bytes:
+    return b"id: %s\nevent: %s\ndata: %s\n\n" % (identifier, name.encode(), data)
 
 
 class Viewer:
     """One open page. While it catches up, live events are held back; an event that came already
     is dropped; who lags too far behind fetches anew."""
 
-    def __init__(self, after: str, version: int) -> None:
+    def __init__(self, after: str, version: int, language: str) -> None:
         self.version = version
+        self.language = language
         self.ready = asyncio.Event()  # something waits to be written
         self._chunks: list[bytes] = []
         self._size = 0
@@ -91,9 +113,9 @@ class Viewer:
     def cursor(self) -> str:
         return f"{self._after[0]}-{self._after[1]}"
 
-    def own(self, name: bytes) -> bytes:
+    def own(self, name: str) -> bytes:
         """An event to this viewer alone: `refresh` or `closed`. It moves no cursor."""
-        return b"id: %s\nevent: %s\ndata: {}\n\n" % (self.cursor.encode(), name)
+        return _chunk(self.cursor.encode(), name, b"{}")
 
     def put(self, event: Encoded) -> None:
         if self._held is not None:
@@ -111,11 +133,12 @@ class Viewer:
             return
         self._after = event.place
         self.version = max(self.version, event.version)
-        if self._size + len(event.chunk) > LAG:
-            self._chunks, self._size = [self.own(b"refresh")], 0
+        chunk = event.chunk(self.language)
+        if self._size + len(chunk) > LAG:
+            self._chunks, self._size = [self.own("refresh")], 0
         else:
-            self._chunks.append(event.chunk)
-            self._size += len(event.chunk)
+            self._chunks.append(chunk)
+            self._size += len(chunk)
         self.ready.set()
 
     def drain(self) -> bytes:
@@ -351,7 +374,8 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
         )
     after = valid_cursor(request.headers.get("last-event-id") or request.GET.get("after", ""))
     version = request.GET.get("v", "0")
-    viewer = Viewer(after, int(version) if version.isascii() and version.isdigit() else 0)
+    seen = int(version) if version.isascii() and version.isdigit() else 0
+    viewer = Viewer(after, seen, translation.get_language() or settings.LANGUAGE_CODE)
     return StreamingHttpResponse(
         _follow(sign_in, chat_id, viewer, place),
         content_type="text/event-stream",
@@ -390,13 +414,13 @@ async def _follow(
                         # The page asks again with the cookies of now: who signed in anew goes on.
                         return
                     if found is None:
-                        yield viewer.own(b"closed")
+                        yield viewer.own("closed")
                         return
                     # A change that was committed a moment ago may be on its way still: two looks.
                     behind = behind + 1 if found.version > viewer.version else 0
                     if behind > 1 or (not hears and (behind or found.is_active)):
                         viewer.version, behind = found.version, 0
-                        yield viewer.own(b"refresh")
+                        yield viewer.own("refresh")
             try:
                 left = min(checked + every, spoke + BEAT) - time.monotonic()
                 await asyncio.wait_for(viewer.ready.wait(), max(left, 0.05))

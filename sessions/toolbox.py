@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.utils.translation import gettext as _
+from django.utils.translation import override
 
 from connections.choices import ProviderType
 from connections.providers.base import ErrorKind, ProviderError, ToolSpec
@@ -28,6 +28,7 @@ from connections.validation import is_plain_json
 from sessions import mcp, tool_servers, tools
 from sessions.models import ToolServer, Turn
 from sessions.tool_servers import Unusable
+from sessions.wording import Said
 from workspaces.egress import client_for, tool_policy
 from workspaces.models import User
 from workspaces.runtime import Runtime
@@ -187,7 +188,7 @@ class Toolbox:
     runtime: Runtime
     turn: Turn
     specs: tuple[ToolSpec, ...] = tools.TOOLS
-    missing: list[str] = field(default_factory=list)
+    missing: list[Said] = field(default_factory=list)
     _remote: dict[str, Remote] = field(default_factory=dict)
     _sessions: dict[uuid.UUID, mcp.Session] = field(default_factory=dict)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -215,7 +216,7 @@ class Toolbox:
             if wait.done() and not wait.cancelled() and wait.exception() is None:
                 listed = wait.result()
             if listed.error:
-                box.missing.append(f"“{server.name}”: {tool_servers.sentence(listed.error)}")
+                box.missing.append(("tool_server", {"name": server.name, "kind": listed.error}))
             box._take(server, listed.tools)
         box.specs = (*tools.TOOLS, *(remote.spec for remote in box._remote.values()))
         return box
@@ -235,13 +236,7 @@ class Toolbox:
             about = clean(tool.description or tool.title)[:MAX_DESCRIPTION]
             self._remote[name] = Remote(ToolSpec(name, about, schema), server, tool.name)
         if left_out:
-            self.missing.append(
-                _(
-                    "“%(name)s”: %(n)d of its tools describe their arguments in a way that models "
-                    "aren't offered."
-                )
-                % {"name": server.name, "n": left_out}
-            )
+            self.missing.append(("tool_schemas", {"name": server.name, "n": left_out}))
 
     def origin_of(self, name: str) -> tuple[str, str]:
         """The server's name and its own name of a tool, for the page; ("", "") for ours."""
@@ -260,7 +255,7 @@ class Toolbox:
                 result = await session.call(remote.tool, args)
             text, is_error = mcp.text_of(result)
         except Unusable as unusable:
-            return self._failed(server, tool_servers.sentence(unusable.kind)), True
+            return self._failed(server, _for_models(unusable.kind)), True
         except TimeoutError:
             said = f"It took longer than {CALL_SECONDS:.0f} seconds."
             await self._note(server, ErrorKind.TIMEOUT.value, said)
@@ -271,7 +266,7 @@ class Toolbox:
                 # A refusal of this call, in words for who made it.
                 return self._failed(server, error.message), True
             await self._note(server, error.kind.value, error.message)
-            return self._failed(server, tool_servers.sentence(error.kind)), True
+            return self._failed(server, _for_models(error.kind)), True
         except Exception as error:
             # By its type alone: the text may quote what was sent.
             logger.error("a tool's call failed: %s", type(error).__name__)
@@ -306,6 +301,12 @@ class Toolbox:
     @staticmethod
     def _failed(server: Server, why: str) -> str:
         return f"The tool server “{server.name}” could not do this. {why}"
+
+
+def _for_models(kind: str) -> str:
+    """All that models are told by us is in English; it is stored with the reply."""
+    with override("en"):
+        return tool_servers.sentence(kind)
 
 
 # -- names and schemas that providers take ---------------------------------------------------------

@@ -131,9 +131,9 @@ class Card:
 def _price(can: Capabilities) -> str:
     if can.price_input is None or can.price_output is None:
         return ""
-    return _("$%(input)s in, $%(output)s out a million") % {
-        "input": f"{can.price_input.normalize():f}",
-        "output": f"{can.price_output.normalize():f}",
+    return _("%(input)s in, %(output)s out a million") % {
+        "input": budgets.money(can.price_input.normalize(), None),
+        "output": budgets.money(can.price_output.normalize(), None),
     }
 
 

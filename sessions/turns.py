@@ -30,6 +30,7 @@ from django.db import connection as database
 from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from connections import budgets
 from connections.capabilities import capabilities, usable_models
@@ -213,9 +214,12 @@ def _check_running(person: User) -> None:
     most = settings.TURNS_PER_PERSON
     if most and Turn.objects.filter(started_by=person, state__among=Turn.ACTIVE).count() >= most:
         raise TooMany(
-            _(
+            ngettext(
+                "%(n)d reply to you is under way, as many as there may be at once. Wait for it to "
+                "end, then send this again.",
                 "%(n)d replies to you are under way, as many as there may be at once. Wait for one "
-                "to end, then send this again."
+                "to end, then send this again.",
+                most,
             )
             % {"n": most},
             RETRY_RUNNING,

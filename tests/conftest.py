@@ -14,6 +14,7 @@ import pytest_django
 from django.conf import settings
 from django.db import connection
 from django.test import Client
+from django.utils import translation
 
 from tests.builders import make_member, make_user, make_workspace
 from tests.system.harness import Patchbay, collect_static
@@ -121,6 +122,13 @@ def django_db_setup(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
+
+
+@pytest.fixture(autouse=True)
+def _no_language_stays() -> Iterator[None]:
+    """A request of a test client leaves the language it was answered in."""
+    yield
+    translation.deactivate()
 
 
 # -- people ----------------------------------------------------------------------------------------

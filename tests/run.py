@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
         env["PATCHBAY_CHROMIUM"] = browser
     else:
         missing.append("Chromium, so no browser test ran (set PATCHBAY_CHROMIUM to a browser)")
+    if not shutil.which("xgettext"):
+        missing.append("gettext, so no test looked for texts that aren't in the catalogs")
     collect_static()
     runs = {"SQLite": _pytest(arguments, env)}
     try:

@@ -45,7 +45,7 @@ FIELDS = [
     *("failures", "by_mail", "webhook_url", "webhook_secret", "remove_webhook", "mail"),
     *("prefix", "url", "headers", "tool", "tools_mode"),
     *("receiver", "to-0-receiver", "instructions", "retention_days", "confirmed", "role", "admin"),
-    *("factor", "seen", "credential", "keep", "of", "files"),
+    *("factor", "seen", "language", "credential", "keep", "of", "files"),
     *("replaces", "entered_for", "candidate", "turn", "secrets"),
     "after",
     *("soft_cost", "hard_cost", "soft_tokens", "hard_tokens"),

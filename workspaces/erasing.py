@@ -115,6 +115,7 @@ def _finish(erasure: Erasure) -> None:
         person.user_permissions.clear()
         person.email = f"{person.pk.hex}@{NOBODYS_DOMAIN}"
         person.name, person.last_login, person.erased_at = NOBODY, None, timezone.now()
+        person.language = ""
         person.is_active = person.is_superuser = False
         person.set_unusable_password()
         person.save()

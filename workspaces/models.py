@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, ClassVar
 
+from django.conf import settings
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
 from django.db import models
@@ -49,6 +50,10 @@ class UserManager(BaseUserManager["User"]):
         return self.get(email=self.normalize_email(username))
 
 
+def languages() -> list[tuple[str, Any]]:
+    return [("", _("As my browser")), *settings.LANGUAGES]
+
+
 class User(AbstractBaseUser, PermissionsMixin):
     """A person. `is_superuser` is the instance admin: connections, people, everything."""
 
@@ -57,6 +62,9 @@ class User(AbstractBaseUser, PermissionsMixin):
     name = models.CharField(_("name"), max_length=150, blank=True)
     is_active = models.BooleanField(
         _("active"), default=True, help_text=_("Switch off to end every access of this person.")
+    )
+    language = models.CharField(
+        _("language"), max_length=10, blank=True, default="", choices=languages
     )
     date_joined = models.DateTimeField(_("joined"), default=timezone.now, editable=False)
     # Since when this row stands for nobody (`workspaces.erasing`): others' rows point at it.

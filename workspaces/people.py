@@ -17,9 +17,11 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.translation import get_language, ngettext
 from django.utils.translation import gettext as _
 
 from workspaces import audit, registry
+from workspaces.languages import speaking_to
 from workspaces.models import Invitation, Membership, Role, User, Workspace
 
 logger = logging.getLogger(__name__)
@@ -70,18 +72,21 @@ def invite(
 
 
 def mail(invitation: Invitation, link: str) -> bool:
-    """Sends the link; whether it left. The address is the person's own affair: not in the log."""
-    words = {
-        "workspace": invitation.workspace.name,
-        "who": invitation.created_by.label if invitation.created_by else _("Somebody"),
-        "link": link,
-        "days": LASTS.days,
-    }
-    subject = _("You are invited to %(workspace)s on Patchbay") % words
-    text = _(
-        "%(who)s invites you to the workspace %(workspace)s on Patchbay.\n\n"
-        "Open this link to join; it works once, for %(days)d days:\n\n%(link)s\n"
-    )
+    """Sends the link, to who has no account yet in the language of who invites; whether it left.
+    The address is the person's own affair: not in the log."""
+    known = User.objects.filter(email=User.objects.normalize_email(invitation.email)).first()
+    with speaking_to(known, get_language() or ""):
+        words = {
+            "workspace": invitation.workspace.name,
+            "who": invitation.created_by.label if invitation.created_by else _("Somebody"),
+            "link": link,
+            "days": LASTS.days,
+        }
+        subject = _("You are invited to %(workspace)s on Patchbay") % words
+        text = _(
+            "%(who)s invites you to the workspace %(workspace)s on Patchbay.\n\n"
+            "Open this link to join; it works once, for %(days)d days:\n\n%(link)s\n"
+        )
     try:
         send_mail(subject.replace("\n", " "), text % words, None, [invitation.email])
     except OSError as error:  # of which every SMTP error is one
@@ -293,7 +298,7 @@ def hand_over(actor: User, workspace: Workspace, giver: User, receiver: User) ->
             "session.transfer",
             workspace,
             workspace_id=workspace.pk,
-            label=_("%(count)d sessions") % {"count": count},
+            label=ngettext("%(count)d session", "%(count)d sessions", count) % {"count": count},
             sessions=count,
             giver=str(giver),
             receiver=str(receiver),

@@ -18,7 +18,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
@@ -220,7 +220,9 @@ def member_transfer(request: HttpRequest, workspace: str, person: uuid.UUID) -> 
         except ValidationError as error:
             form.add_error("receiver", error)
         else:
-            said = _("%(who)s has %(count)d more sessions.")
+            said = ngettext(
+                "%(who)s has %(count)d more session.", "%(who)s has %(count)d more sessions.", count
+            )
             messages.success(request, said % {"who": form.heir.label, "count": count})
             return _back(access, request, giver)
     context = {

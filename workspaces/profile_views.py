@@ -1,4 +1,4 @@
-"""What a person changes of their own: name, devices, the account at the issuer."""
+"""What a person changes of their own: name, language, devices, the account at the issuer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils import translation
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -25,6 +26,8 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from workspaces import audit, erasing, passkeys
 from workspaces.devices import Device, devices_of, end_others
 from workspaces.directory_views import TypedForm, deletion_context
+from workspaces.languages import language_of, speaking_to
+from workspaces.models import languages
 
 
 class ProfileForm(forms.Form):
@@ -34,6 +37,12 @@ class ProfileForm(forms.Form):
         required=False,
         help_text=gettext_lazy("As colleagues see it. Without one they see your address."),
         widget=forms.TextInput(attrs={"autocomplete": "name"}),
+    )
+    language = forms.ChoiceField(
+        label=gettext_lazy("Language"),
+        choices=languages,
+        required=False,
+        help_text=gettext_lazy("Of pages, and of mail to you."),
     )
 
 
@@ -52,13 +61,20 @@ class Passkey:
 @require_http_methods(["GET", "HEAD", "POST"])
 def profile(request: HttpRequest) -> HttpResponse:
     user = request.user
-    form = ProfileForm(request.POST or None, initial={"name": user.name})
+    kept = {"name": user.name, "language": language_of(user)}
+    form = ProfileForm(request.POST or None, initial=kept)
     if request.method == "POST" and form.is_valid():
-        user.name = form.cleaned_data["name"].strip()
+        asked = {"name": form.cleaned_data["name"].strip()}
+        if "language" in form.data:  # what a program left out stays
+            asked["language"] = form.cleaned_data["language"]
+        for name, value in asked.items():
+            setattr(user, name, value)
         with transaction.atomic():
-            user.save(update_fields=["name"])
-            audit.record(user, "user.update", user, fields=["name"])
-        messages.success(request, _("Your name is saved."))
+            user.save(update_fields=[*asked])
+            audit.record(user, "user.update", user, fields=[*asked])
+        browsers = translation.get_language_from_request(request)
+        with speaking_to(user, browsers):
+            messages.success(request, _("Your profile is saved."))
         return _back()
     current = request.session.session_key or ""
     devices: list[Device] = devices_of(user, current)

@@ -15,28 +15,32 @@ from django.core.mail import send_mail
 from django.db.models import Exists, OuterRef
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from workspaces import erasing, vault
+from workspaces.languages import speaking_to
 from workspaces.models import User
 
 logger = logging.getLogger(__name__)
 
 
 def ask_for_reset(email: str) -> None:
-    """Has a link mailed to whoever has this address. For an address that nobody has the same is
-    done, with an id that nobody has: the two take the same time. Never raises."""
+    """Has a link mailed to whoever has this address, who asks in the active language. For an
+    address that nobody has the same is done, with an id that nobody has: the two take the same
+    time. Never raises."""
     found = User.objects.filter(email=User.objects.normalize_email(email)).only("pk").first()
     try:
-        mail_reset.apply_async((str(found.pk if found else uuid.uuid4()),), retry=False)
+        asked = (str(found.pk if found else uuid.uuid4()), get_language() or "")
+        mail_reset.apply_async(asked, retry=False)
     except (OperationalError, RedisError, OSError) as error:
         logger.warning("a mail for a new password can't be asked for (%s)", type(error).__name__)
 
 
 @shared_task(name="workspaces.tasks.mail_reset", ignore_result=True, expires=600)
-def mail_reset(user_id: str) -> None:
+def mail_reset(user_id: str, language: str = "") -> None:
     user = User.objects.filter(pk=user_id, is_active=True).first()
     if user is None or settings.SSO_ONLY:
         return
@@ -45,14 +49,16 @@ def mail_reset(user_id: str) -> None:
         "account_reset_password_from_key",
         kwargs={"uidb36": user_pk_to_url_str(user), "key": key},
     )
-    text = _(
-        "Somebody, probably you, asked for a new password on Patchbay.\n\n"
-        "Open this link to choose one; it works once, for an hour:\n\n%(link)s\n\n"
-        "If it wasn't you, do nothing: your password stays as it is.\n"
-    )
     link = settings.PUBLIC_URL + path
+    with speaking_to(user, language):
+        subject = _("A new password for Patchbay")
+        text = _(
+            "Somebody, probably you, asked for a new password on Patchbay.\n\n"
+            "Open this link to choose one; it works once, for an hour:\n\n%(link)s\n\n"
+            "If it wasn't you, do nothing: your password stays as it is.\n"
+        )
     try:
-        send_mail(_("A new password for Patchbay"), text % {"link": link}, None, [user.email])
+        send_mail(subject, text % {"link": link}, None, [user.email])
     except OSError as error:  # of which every SMTP error is one
         logger.warning("a mail for a new password didn't leave (%s)", type(error).__name__)
 

@@ -22,6 +22,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from connections.budgets import money
 from workspaces.forms import joined_options
 
 register = template.Library()
@@ -209,12 +210,13 @@ def compact(value: float | None) -> str:
         # 999,950 would round to "1000.0K"
         if value >= size * 0.99995:
             short = value / size
-            return (
-                f"{short:.0f}{suffix}"
-                if short >= 99.95
-                else f"{short:.1f}".removesuffix(".0") + suffix
-            )
+            places = 0 if short >= 99.95 or round(short, 1).is_integer() else 1
+            # `number_format` rounds nothing, it cuts.
+            return formats.number_format(round(short, places), places, use_l10n=True) + suffix
     return str(int(value))
+
+
+register.filter(money)
 
 
 @register.filter
@@ -225,7 +227,7 @@ def ms(value: float | None) -> str:
     if value < 1000:
         return _("%(n)d ms") % {"n": value}
     if value < 60_000:
-        return _("%(n)s s") % {"n": formats.number_format(value / 1000, 1)}
+        return _("%(n)s s") % {"n": formats.number_format(round(value / 1000, 1), 1)}
     return _("%(n)d min") % {"n": value / 60_000}
 
 

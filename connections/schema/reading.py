@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 
 from connections.models import Connection
@@ -57,14 +58,16 @@ def read(data: bytes) -> Document:
         raise BadFile(_("“llmConnections” must be a list of connections."))
     if len(entries or ()) > MAX_CONNECTIONS:
         raise BadFile(
-            _("The file has more than %(most)s connections.") % {"most": f"{MAX_CONNECTIONS:,}"}
+            _("The file has more than %(most)s connections.")
+            % {"most": number_format(MAX_CONNECTIONS, force_grouping=True)}
         )
     spaces = [root] if own_workspace else root.get("workspaces")
     if spaces is not None and not isinstance(spaces, list):
         raise BadFile(_("“workspaces” must be a list of workspaces."))
     if len(spaces or ()) > MAX_WORKSPACES:
         raise BadFile(
-            _("The file has more than %(most)s workspaces.") % {"most": f"{MAX_WORKSPACES:,}"}
+            _("The file has more than %(most)s workspaces.")
+            % {"most": number_format(MAX_WORKSPACES, force_grouping=True)}
         )
     default = root.get("defaultLlmConnection")
     if default is not None and not isinstance(default, str):

@@ -301,3 +301,55 @@ def test_the_keys_do_what_the_sheet_says(
     expect(editor).to_be_focused()
     press("Escape")
     expect(editor).to_be_hidden()
+
+
+# What stands where nobody can get at it: beyond an edge, and nothing around it scrolls or cuts.
+OUTSIDE = """() => {
+  const inside = (element) => {
+    for (let outer = element.parentElement; outer; outer = outer.parentElement)
+      if (getComputedStyle(outer).overflowX !== "visible") return true;
+    return false;
+  };
+  const wrong = [];
+  const parts = "body :is(a, button, input, h1, h2, p, td, th)";
+  for (const element of document.querySelectorAll(parts)) {
+    const {left, right, width} = element.getBoundingClientRect();
+    if (width < 2 || (left > -2 && right < innerWidth + 2)) continue;
+    if (element.checkVisibility({visibilityProperty: true}) && !inside(element))
+      wrong.push(`${Math.round(left)}–${Math.round(right)}: ${element.outerHTML.slice(0, 120)}`);
+  }
+  const wide = document.documentElement.scrollWidth;
+  return wide > innerWidth ? [`${wide} wide`, ...wrong] : wrong;
+}"""
+
+
+def speak(page: Page, patchbay: Patchbay, language: str) -> None:
+    page.goto(f"{patchbay.url}/profile/")
+    page.select_option("[name=language]", language)
+    page.locator("form:has([name=language]) button[type=submit]").click()
+    expect(page.locator("html")).to_have_attribute("lang", language or "en")
+
+
+def test_every_page_fits_in_german_and_from_right_to_left(
+    patchbay: Patchbay, pages: dict[str, dict[str, str]], contexts: Any
+):
+    context, wrong = contexts(scripts=True), {}
+    page = context.new_page()
+
+    def look(name: str, address: str) -> None:
+        page.goto(patchbay.url + address, wait_until="load")
+        for direction in ("ltr", "rtl"):
+            page.evaluate("(dir) => document.documentElement.dir = dir", direction)
+            for width in (1440, 390):
+                page.set_viewport_size({"width": width, "height": 900})
+                if found := page.evaluate(OUTSIDE):
+                    wrong[f"{name} {address} {direction} {width}"] = found[:3]
+
+    sign_in(page, patchbay)
+    speak(page, patchbay, "de")
+    try:
+        for name, address in pages["admin"].items():
+            look(name, address)
+    finally:
+        speak(page, patchbay, "")
+    assert wrong == {}, json.dumps(wrong, indent=1, ensure_ascii=False)

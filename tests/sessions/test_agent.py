@@ -19,6 +19,7 @@ from sessions.images import check_images
 from sessions.models import ChatSession, Message, Turn
 from sessions.reply import Reply, blocks_of
 from sessions.titles import mini_model
+from sessions.wording import BECOMES, worded
 from sessions.worker import Crew
 from tests.builders import make_connection
 from tests.fakes.server import FakeProviders
@@ -318,7 +319,8 @@ class Page:
         self.text[block] = held + text
 
     def add(self, chat, name, data, *, urgent=False) -> None:
-        self.html[data["b"]] = data["h"]
+        shown = worded(name, data) if name in BECOMES else data
+        self.html[data["b"]] = shown["h"]
 
     def hurry(self) -> None:
         pass

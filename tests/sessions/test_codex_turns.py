@@ -17,6 +17,7 @@ from connections.targets import availability
 from sessions import turns
 from sessions.images import check_images
 from sessions.models import ChatSession, Message, Turn
+from sessions.wording import notice
 from sessions.worker import Crew
 from tests.builders import make_connection
 from tests.connections.codex import homes, processes
@@ -216,8 +217,8 @@ def test_who_waits_for_a_process_is_told_so(begin, crew, bob, fakes, monkeypatch
         add = crew.writer.add
 
         def spy(chat_id, name, data, **options):
-            if name == "notice":
-                said.append((chat_id, data["t"]))
+            if name == "say":
+                said.append((chat_id, notice(data["said"])))
             add(chat_id, name, data, **options)
 
         monkeypatch.setattr(crew.writer, "add", spy)

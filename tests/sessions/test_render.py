@@ -186,7 +186,7 @@ def test_refused_links_are_shown_as_text():
 def test_an_image_becomes_a_link_that_names_its_host():
     html = render('![a *b*](https://user@evil.example:8/i.png "title")')
     assert html.startswith('<p><a class="image" href="https://user@evil.example:8/i.png" ')
-    assert check(html) == "Image: a b (evil.example)\n"
+    assert check(html) == "a b (evil.example)\n"
     assert "<img" not in html
     assert render("[![a](https://b.example/i.png)](https://c.example)").count("<a ") == 1
 
