@@ -82,11 +82,10 @@ def regenerate(
         turns._check_running(actor)
         new = _begin(chat, actor, connection, number, until=number, files=made)
         again = continuing.ask_again(new, actor)
-        if client_key:
-            said = Message.objects.filter(turn=again).order_by("seq")[:1]
-            Message.objects.filter(pk__in=[one.pk for one in said]).update(
-                client_key=turns._storable_key(client_key)
-            )
+        said = Message.objects.filter(turn=again).order_by("seq").first()
+        if said is not None and client_key:
+            said.client_key = turns._storable_key(client_key)
+            said.save(update_fields=["client_key"])
         turns._ring(again)
         return new
 

@@ -33,7 +33,7 @@ from workspaces.people_views import ReceiverForm
 from workspaces.permissions import Access, workspace_for
 from workspaces.place import remember
 
-PAGE = 40
+PAGE = 30
 MOST_OFFERED = 50  # connections to filter by, those used last
 
 

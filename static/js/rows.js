@@ -12,7 +12,7 @@ let lifted = null; // the row, the order before, the first row's place, and the 
 
 function say(kind) {
   const place = lifted.first + rows().indexOf(lifted.row);
-  const text = form().dataset[kind].replace("{name}", lifted.row.dataset.name).replace("{place}", place);
+  const text = form().dataset[`say${kind}`].replace("{name}", lifted.row.dataset.name).replace("{place}", place);
   document.getElementById("order-said").textContent = text;
 }
 
@@ -22,19 +22,19 @@ function lift(handle, pointer = null) {
   lifted = { row, handle, order, pointer, first: Number(order[0].dataset.place) };
   row.dataset.lifted = "";
   handle.setAttribute("aria-pressed", "true");
-  if (pointer === null) say("lifted");
+  if (pointer === null) say("Lifted");
 }
 
 // The others move around the row: it keeps the focus and the finger.
-function place(index) {
+function place(row, index) {
   const order = rows();
-  const at = order.indexOf(lifted.row);
+  const at = order.indexOf(row);
   const passed = index > at ? order.slice(at + 1, index + 1) : order.slice(index, at);
-  const tops = passed.map((row) => row.offsetTop);
-  if (index > at) lifted.row.before(...passed);
-  else lifted.row.after(...passed);
+  const tops = passed.map((one) => one.offsetTop);
+  if (index > at) row.before(...passed);
+  else row.after(...passed);
   if (calm.matches) return;
-  passed.forEach((row, n) => row.animate({ translate: [`0 ${tops[n] - row.offsetTop}px`, "0 0"] }, { duration: 120, easing: "ease-out" }));
+  passed.forEach((one, n) => one.animate({ translate: [`0 ${tops[n] - one.offsetTop}px`, "0 0"] }, { duration: 120, easing: "ease-out" }));
 }
 
 function letGo() {
@@ -46,8 +46,8 @@ function letGo() {
 }
 
 function putBack() {
-  place(lifted.order.indexOf(lifted.row));
-  if (lifted.pointer === null) say("back");
+  place(lifted.row, lifted.order.indexOf(lifted.row));
+  if (lifted.pointer === null) say("Back");
   letGo();
 }
 
@@ -59,15 +59,15 @@ function putDown() {
   handle.addEventListener("htmx:afterRequest", ({ detail }) => {
     if (detail.successful) return;
     // What went wrong is said by a toast; the rows stand as they are stored.
-    form()?.removeAttribute("aria-busy");
-    order[0].parentElement?.append(...order);
+    form().removeAttribute("aria-busy");
+    place(row, order.indexOf(row));
   }, { once: true });
   htmx.ajax("POST", `${row.querySelector(".row-title").pathname}order/`, {
     source: handle,
     target: "#connections",
     swap: "outerHTML",
     values: next ? { before: slugOf(next) } : { after: slugOf(last) },
-  });
+  }).catch(() => {}); // said by ui.js
 }
 
 // By pointer: held down on the handle.
@@ -77,7 +77,7 @@ document.addEventListener("pointerdown", (event) => {
   event.preventDefault(); // selects no text
   handle.focus({ preventScroll: true });
   lift(handle, event.pointerId);
-  lifted.y = event.clientY;
+  lifted.y = lifted.from = event.clientY;
   requestAnimationFrame(scroll);
 });
 
@@ -85,7 +85,7 @@ function follow() {
   const table = lifted.row.closest("table").getBoundingClientRect().top;
   const others = rows().filter((row) => row !== lifted.row);
   const above = others.filter((row) => lifted.y > table + row.offsetTop + row.offsetHeight / 2);
-  if (rows().indexOf(lifted.row) !== above.length) place(above.length);
+  if (rows().indexOf(lifted.row) !== above.length) place(lifted.row, above.length);
 }
 
 document.addEventListener("pointermove", (event) => {
@@ -98,7 +98,9 @@ document.addEventListener("pointermove", (event) => {
 const EDGE = 64; // pixels
 function scroll() {
   if (!lifted || lifted.pointer === null) return;
-  const by = lifted.y < EDGE ? lifted.y - EDGE : Math.max(0, lifted.y - innerHeight + EDGE);
+  const { y, from } = lifted;
+  // Not for a row that was taken up there and is carried away from it.
+  const by = y < from ? Math.min(0, y - EDGE) : y > from ? Math.max(0, y - innerHeight + EDGE) : 0;
   if (by) {
     scrollBy(0, by / 4);
     follow();
@@ -133,8 +135,8 @@ document.addEventListener("keydown", (event) => {
   const to = { ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: last }[event.key];
   if (to === undefined) return;
   event.preventDefault();
-  place(Math.min(Math.max(to, 0), last));
-  say("moved");
+  place(lifted.row, Math.min(Math.max(to, 0), last));
+  say("Moved");
   lifted.row.scrollIntoView({ block: "nearest" });
 });
 document.addEventListener("focusout", (event) => {

@@ -3,6 +3,7 @@ COPY or one prepared INSERT, the others by `bulk_create`."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import random
@@ -255,7 +256,7 @@ def _turns(size: Size, chats: list[ChatSession], now: dt.datetime, chance: rando
     names = "id chat_id turn_id seq place role author_id step text parts delivery created_at"
     _load(Message, names, _messages(turns, chance))
     texts, messages = SearchText._meta.db_table, Message._meta.db_table
-    with database.cursor() as cursor:
+    with database.cursor() as cursor, _trigrams_later(cursor, texts):
         cursor.execute(
             f"INSERT INTO {texts} (chat_id, message_id, text) "
             f"SELECT chat_id, id, text FROM {messages} ORDER BY created_at"
@@ -269,6 +270,26 @@ def _turns(size: Size, chats: list[ChatSession], now: dt.datetime, chance: rando
         Attachment(message_id=pk, media_type="image/png", width=9, height=9, size=900, name="a.png")
         for pk in said[: size.sessions // 5]
     )
+
+
+@contextlib.contextmanager
+def _trigrams_later(cursor: Any, table: str) -> Iterator[None]:
+    """PostgreSQL's index of the search is made at once in a fraction of the time of row by row."""
+    found = []
+    if database.vendor == "postgresql":
+        cursor.execute("SET LOCAL maintenance_work_mem = '1GB'")
+        cursor.execute(
+            "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = %s AND indexdef LIKE %s",
+            [table, "%gin_trgm_ops%"],
+        )
+        found = cursor.fetchall()
+    for name, _definition in found:
+        cursor.execute(f'DROP INDEX "{name}"')
+    yield
+    if found:  # no index is made while checks of keys are due
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    for _name, definition in found:
+        cursor.execute(definition)
 
 
 def _messages(turns: Iterable[tuple[Any, ...]], chance: random.Random) -> Iterator[tuple[Any, ...]]:

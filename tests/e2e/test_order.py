@@ -66,7 +66,7 @@ def context(patchbay: Patchbay, browser: Browser, admin: Client) -> Iterator[Cal
     made: list[BrowserContext] = []
 
     def open_list(**options: object) -> Page:
-        one = browser.new_context(**options)
+        one = browser.new_context(reduced_motion="reduce", **options)
         one.set_default_timeout(15_000)
         one.add_cookies(
             [
@@ -220,7 +220,7 @@ def test_a_row_is_moved_by_keys_alone_and_every_step_is_said(page: Page, complai
 
 def test_a_row_is_dragged_by_a_finger_on_a_phone(four: None, context: Callable[..., Page]):
     page = context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    handle(page, "Bea").scroll_into_view_if_needed()
+    row(page, "Bea").evaluate("(row) => row.scrollIntoView({block: 'center'})")
     x, y = middle(handle(page, "Bea"))
     to = middle(row(page, "Ada"))[1] - 20
     touch = page.context.new_cdp_session(page)

@@ -28,7 +28,7 @@ def test_nothing_is_lost_and_nothing_is_done_twice(tmp_path: Path, static_files:
         trial.run([trial.chance.choice(row) for row in CHOICES])
         print(trial.table())
         assert trial.violations == []
-        assert sum(row.counts["answered"] for row in trial.rows.values()) > 10
+        assert sum(row.counts["answered"] for row in trial.rows.values()) > 5
 
 
 def test_the_soak_measures_and_counts(tmp_path: Path, static_files: None, capsys):

@@ -41,7 +41,7 @@ def test_away_for_longer_it_fails_visibly_within_twenty_seconds(parts: Parts):
     finally:
         parts.fakes.come_back()
     assert chat.turns()[0]["error_kind"] == "connect"
-    assert "Try again" in parts.admin.get(chat.url).text
+    assert f'action="{chat.url}retry/"' in parts.admin.get(chat.url).text
     chat.post("retry")
     chat.wait_until_idle()
     assert (chat.states(), chat.reply(1)) == (["done"], "anybody?")

@@ -124,9 +124,10 @@ def test_a_closed_tab_ends_nothing(parts: Parts):
 
 def test_a_stream_that_has_nothing_to_say_is_kept_open_through_a_proxy(parts: Parts):
     """nginx, as it comes, gives a silent upstream 60 seconds and holds back what it may buffer."""
-    chat = Chat(parts)
+    page = Page(chat := Chat(parts))
+    address = f"{chat.url}stream/?after={page.cursor}&v={page.version}"
     asked = time.monotonic()
-    with chat.client.stream("GET", f"{chat.url}stream/", timeout=40) as answer:
+    with chat.client.stream("GET", address, timeout=40) as answer:
         assert answer.headers["x-accel-buffering"] == "no"
         assert "content-encoding" not in answer.headers
         assert answer.headers["cache-control"] == "no-store"
