@@ -19,11 +19,12 @@ from django.utils.translation import gettext as _
 
 from connections.capabilities import first_model, usable_models
 from connections.choices import AccessMode
-from connections.models import Connection, WorkspaceConnection
+from connections.models import Connection, Secret, WorkspaceConnection
 from connections.sentences import Reason, sentence
 from connections.targets import availability
 from workspaces.models import Workspace
 from workspaces.permissions import Access
+from workspaces.statements import Select, prefetched
 
 
 class Rule(enum.StrEnum):
@@ -151,11 +152,21 @@ class Candidates:
     def of(cls, workspace: Workspace, *, only: uuid.UUID | None = None) -> Candidates:
         """Three queries: the list (or of it the one that a session has chosen), its secrets, the
         workspace's rows."""
-        connections = Connection.objects.living().with_secrets()
-        rows = WorkspaceConnection.objects.filter(workspace=workspace)
         if only is not None:
-            connections, rows = connections.filter(pk=only), rows.filter(connection=only)
-        return cls(connections=list(connections), rows={row.connection_id: row for row in rows})
+            connections, secrets = _ONE.all(only), _SECRETS_OF_ONE.all(only)
+            rows = _ROWS_OF_ONE.all(workspace.pk, only)
+        else:
+            connections, secrets = _LIVING.all(), _SECRETS.all()
+            rows = _ROWS.all(workspace.pk)
+        by_connection: dict[uuid.UUID, list[Secret]] = {}
+        for secret in secrets:
+            by_connection.setdefault(secret.connection_id, []).append(secret)
+        for connection in connections:
+            own = by_connection.get(connection.pk, [])
+            for secret in own:
+                secret.connection = connection
+            prefetched(connection, "secrets", own, Secret)
+        return cls(connections=connections, rows={row.connection_id: row for row in rows})
 
     def get(self, connection_id: uuid.UUID) -> Connection | None:
         return next((c for c in self.connections if c.id == connection_id), None)
@@ -190,6 +201,18 @@ class Candidates:
             if self.fault(c) is None
             for row in [self.rows.get(c.id)]
         ]
+
+
+_LIVING = Select(lambda: Connection.objects.living())
+_ONE = Select(lambda connection_id: Connection.objects.living().filter(pk=connection_id))
+_SECRETS = Select(lambda: Secret.objects.filter(connection__deleted_at=None))
+_SECRETS_OF_ONE = Select(lambda connection_id: Secret.objects.filter(connection_id=connection_id))
+_ROWS = Select(lambda workspace_id: WorkspaceConnection.objects.filter(workspace_id=workspace_id))
+_ROWS_OF_ONE = Select(
+    lambda workspace_id, connection_id: WorkspaceConnection.objects.filter(
+        workspace_id=workspace_id, connection_id=connection_id
+    )
+)
 
 
 def resolve(
