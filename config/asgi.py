@@ -17,7 +17,7 @@ from django.conf import settings  # noqa: E402
 
 from config.limits import BodyLimits  # noqa: E402
 from config.static import StaticFiles  # noqa: E402
-from config.threads import RequestThreads  # noqa: E402
+from config.threads import RequestThreads, settle_in  # noqa: E402
 
 _http = StaticFiles(
     BodyLimits(_django, limit=settings.REQUEST_BODY_LIMIT),
@@ -63,6 +63,7 @@ async def _lifespan(receive: ASGIReceiveCallable, send: ASGISendCallable) -> Non
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
+            settle_in()
             await send({"type": "lifespan.startup.complete"})
         else:
             await send({"type": "lifespan.shutdown.complete"})
