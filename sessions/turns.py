@@ -30,7 +30,6 @@ from django.db import connection as database
 from django.db.models import (
     Count,
     Exists,
-    F,
     OuterRef,
     Q,
     QuerySet,
@@ -983,13 +982,16 @@ def finish_step(
     left_out_before: int,
 ) -> None:
     """Stores a step's whole reply with the results of its tools. Raises `LeaseLost`."""
-    if not _held(turn_id, token).update(
-        **{name: F(name) + value for name, value in usage.items() if name != "context_tokens"},
-        context_tokens=usage["context_tokens"],
-        left_out_before=left_out_before,
-    ):
+    mine = _HELD.first(turn_id, token)
+    if mine is None:
         raise LeaseLost
-    Message.objects.filter(pk=message_id).update(text=text, parts=parts, is_complete=True)
+    for name, value in usage.items():
+        before = 0 if name == "context_tokens" else getattr(mine, name)
+        setattr(mine, name, before + value)
+    mine.left_out_before = left_out_before
+    update(mine, "left_out_before", *usage)
+    reply = Message(pk=message_id, text=text, parts=parts, is_complete=True)
+    update(reply, "text", "parts", "is_complete")
 
 
 @transaction.atomic
@@ -1030,7 +1032,7 @@ def end(
         raise LeaseLost
     if reply is not None:
         message_id, text, parts = reply
-        Message.objects.filter(pk=message_id).update(text=text, parts=parts)
+        update(Message(pk=message_id, text=text, parts=parts), "text", "parts")
     mine.cost = cost
     if state == Turn.State.INTERRUPTED and not mine.request_sent:
         # Nothing had left for the provider: another worker takes it. This one ends in good order,
