@@ -134,6 +134,7 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._last_ids: dict[str, str] = {}
         self._not_before = 0.0
+        self._speaking = 0.0  # sessions, at the last windows
         self._added = self._left = 0  # events, ever; those given up have left too
 
     def add_text(
@@ -182,7 +183,9 @@ class Writer:
             self._wake.clear()
             self._urgent.clear()
             batch, self._pending = self._pending, []
-            window = WINDOW + WINDOW_A_SESSION * len(self._open_text)
+            # One that ended early, for the first text of one session, says little of the others.
+            self._speaking = max(len(self._open_text), 0.8 * self._speaking)
+            window = WINDOW + WINDOW_A_SESSION * self._speaking
             self._open_text.clear()
             try:
                 await self._flush(batch)
