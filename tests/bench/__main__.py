@@ -296,13 +296,14 @@ async def watched(
     memory: list[float],
 ) -> list[Run]:
     """The replies, while the memory of all processes is looked at."""
-    pids = patchbay.pids()
+    assert patchbay.process is not None
+    pids = [*patchbay.pids().values(), patchbay.process.pid]
 
     async def look() -> None:
         started = time.monotonic()
         while True:
             await asyncio.sleep(60 if hold else 2)
-            memory.append(memory_of(pids.values()))
+            memory.append(memory_of(pids))
             if hold:
                 minutes = (time.monotonic() - started) / 60
                 print(f"  memory after {minutes:4.1f} min  {memory[-1]:.0f} MB", flush=True)
@@ -312,7 +313,7 @@ async def watched(
         return await through(patchbay, seeded, level, until=time.monotonic() + 60 * hold)
     finally:
         looking.cancel()
-        memory.append(memory_of(pids.values()))
+        memory.append(memory_of(pids))
 
 
 def taken(fakes: str) -> list[dict[str, Any]]:
