@@ -1,4 +1,5 @@
-"""The ASGI application: limits and static files before Django; each request has an id."""
+"""The ASGI application: limits and static files before Django, Django in one go, an id for each
+request."""
 
 from __future__ import annotations
 
@@ -10,24 +11,51 @@ import re
 import secrets
 import time
 
-from asgiref.sync import ThreadSensitiveContext
+import django
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from asgiref.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
-from django.core.asgi import get_asgi_application
+from django.core.handlers.asgi import ASGIHandler
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-_django = get_asgi_application()
+django.setup(set_prefix=False)
 
 from django.conf import settings  # noqa: E402
 
 from config.fair import FairShare  # noqa: E402
 from config.limits import BodyLimits  # noqa: E402
 from config.static import StaticFiles  # noqa: E402
-from config.threads import RequestThreads  # noqa: E402
+from config.threads import RequestThreads, settle_in  # noqa: E402
 from workspaces import logs  # noqa: E402
+
+DRAWING = 4  # pages that ask for their turns again, at once
+
+
+class OneGo(ASGIHandler):
+    """Django's handler, with the whole of a request on one thread at once. Its own goes to a thread
+    and back for each part of each middleware: twenty times a request, and each time it waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawing = asyncio.Semaphore(DRAWING)
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        super().load_middleware(is_async=False)
+
+    async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
+        respond = sync_to_async(self.get_response)
+        if request.path.endswith("/turns/"):
+            # However many pages ask what has changed, a message that comes in competes with few of
+            # them for the processor.
+            async with self._drawing:
+                return await respond(request)
+        return await respond(request)
+
 
 _http = StaticFiles(
     FairShare(
-        BodyLimits(_django, limit=settings.REQUEST_BODY_LIMIT),
+        BodyLimits(OneGo(), limit=settings.REQUEST_BODY_LIMIT),
         cookie=settings.SESSION_COOKIE_NAME,
     ),
     root=settings.STATIC_ROOT,
@@ -114,6 +142,7 @@ async def _lifespan(receive: ASGIReceiveCallable, send: ASGISendCallable) -> Non
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
+            settle_in()
             await send({"type": "lifespan.startup.complete"})
         else:
             await send({"type": "lifespan.shutdown.complete"})

@@ -102,7 +102,7 @@ def commands() -> dict[str, list[str]]:
             *("-n", "worker@%h", "-l", "WARNING"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         ],
-        "beat": [*celery, "beat", "-s", schedule, "--pidfile=", "-l", "WARNING"],
+        "beat": [sys.executable, "-m", "config.beat", "-s", schedule],
     }
 
 

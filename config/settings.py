@@ -336,6 +336,7 @@ SOCIALACCOUNT_PROVIDERS = {
 }
 
 # -- the browser -----------------------------------------------------------------------------------
+SESSION_ENGINE = "workspaces.session_store"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_HTTPONLY = False

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -29,6 +30,7 @@ from connections.models import Alert, Budget, Connection
 from connections.registry import Used, used_since
 from workspaces.audit import record
 from workspaces.models import User, Workspace
+from workspaces.statements import Select
 
 LIMITS = ("soft_cost", "hard_cost", "soft_tokens", "hard_tokens")
 _TOTALS = ("month", "cost", "tokens", "unpriced", "covered")
@@ -173,11 +175,23 @@ def _over(workspace_id: uuid.UUID, connection_id: uuid.UUID | None) -> QuerySet[
     return Budget.objects.filter(under).select_related("workspace", "connection")
 
 
+_OVER = Select(_over)
+_OVER_LOCKED = Select(
+    lambda workspace_id, connection_id: (
+        _over(workspace_id, connection_id).select_for_update(of=("self",)).order_by("pk")
+    )
+)
+
+
 def refusal(
     workspace_id: uuid.UUID, connection_id: uuid.UUID | None, *, now: dt.datetime | None = None
 ) -> str:
     """Why nothing may be sent on this connection in this workspace, "" when it may. One query."""
-    found = (_standing(budget, now).refusal for budget in _over(workspace_id, connection_id))
+    if connection_id is None:
+        over: Sequence[Budget] = list(_over(workspace_id, None))
+    else:
+        over = _OVER.all(workspace_id, connection_id)
+    found = (_standing(budget, now).refusal for budget in over)
     return next((text for text in found if text), "")
 
 
@@ -208,7 +222,10 @@ def add(
     tells of the first passing of a limit in a month. Locks the budgets, always in the same order.
     One query, one more for each budget."""
     month = month_of(now)
-    rows = _over(workspace_id, connection_id).select_for_update(of=("self",)).order_by("pk")
+    if connection_id is None:
+        rows = _over(workspace_id, None).select_for_update(of=("self",)).order_by("pk")
+    else:
+        rows = _OVER_LOCKED.all(workspace_id, connection_id)
     for budget in rows:
         before = _standing(budget, now).used
         total = before + used

@@ -20,11 +20,12 @@ from django.utils.translation import gettext as _
 
 from connections.capabilities import first_model, usable_models
 from connections.choices import AccessMode
-from connections.models import Connection, WorkspaceConnection
+from connections.models import Connection, Secret, WorkspaceConnection
 from connections.sentences import Reason, sentence
 from connections.targets import availability
 from workspaces.models import Workspace
 from workspaces.permissions import Access
+from workspaces.statements import Select, prefetched
 
 
 class Rule(enum.StrEnum):
@@ -164,22 +165,28 @@ class Candidates:
     ) -> Candidates:
         """Three queries: the list (of it only the one that a session has chosen; or also one that
         may stand far back), its secrets, the workspace's rows."""
-        rows = WorkspaceConnection.objects.filter(workspace=workspace)
         if only is not None:
-            rows, some = rows.filter(connection=only), Q(pk=only)
-        else:
-            first = Connection.objects.living().values("pk")[:LOADED_FIRST]
-            own = WorkspaceConnection.objects.filter(workspace=workspace, is_default=True)
-            some = Q(pk__in=first) | Q(is_default=True) | Q(pk__in=own.values("connection"))
-            if also is not None:
-                some |= Q(pk=also)
+            return cls._of_one(workspace, only)
+        rows = WorkspaceConnection.objects.filter(workspace=workspace)
+        first = Connection.objects.living().values("pk")[:LOADED_FIRST]
+        own = rows.filter(is_default=True)
+        some = Q(pk__in=first) | Q(is_default=True) | Q(pk__in=own.values("connection"))
+        if also is not None:
+            some |= Q(pk=also)
         found = list(_loaded().filter(some))
-        return cls(
-            workspace,
-            found,
-            {row.connection_id: row for row in rows},
-            is_whole=only is not None or len(found) < LOADED_FIRST,
-        )
+        by_connection = {row.connection_id: row for row in rows}
+        return cls(workspace, found, by_connection, is_whole=len(found) < LOADED_FIRST)
+
+    @classmethod
+    def _of_one(cls, workspace: Workspace, connection_id: uuid.UUID) -> Candidates:
+        connections, secrets = _ONE.all(connection_id), _SECRETS_OF_ONE.all(connection_id)
+        for connection in connections:
+            for secret in secrets:
+                secret.connection = connection
+            prefetched(connection, "secrets", secrets, Secret)
+        rows = _ROWS_OF_ONE.all(workspace.pk, connection_id)
+        by_connection = {row.connection_id: row for row in rows}
+        return cls(workspace, connections, by_connection, is_whole=True)
 
     def load(self, connection_ids: Iterable[uuid.UUID]) -> list[Connection]:
         """Those of the list with these ids. Two queries where some weren't loaded yet."""
@@ -252,6 +259,15 @@ class Candidates:
             return []
         row = self.rows.get(connection.id)
         return [Usable(connection, usable_models(connection, row), first_model(connection, row))]
+
+
+_ONE = Select(lambda connection_id: Connection.objects.living().filter(pk=connection_id))
+_SECRETS_OF_ONE = Select(lambda connection_id: Secret.objects.filter(connection_id=connection_id))
+_ROWS_OF_ONE = Select(
+    lambda workspace_id, connection_id: WorkspaceConnection.objects.filter(
+        workspace_id=workspace_id, connection_id=connection_id
+    )
+)
 
 
 def resolve(

@@ -40,6 +40,7 @@ from workspaces.audit import record
 from workspaces.egress import client_for, provider_policy
 from workspaces.models import User
 from workspaces.runtime import get_runtime
+from workspaces.statements import Select
 
 logger = logging.getLogger(__name__)
 
@@ -454,6 +455,13 @@ def _end_refresh(connection: Connection, listed: list[ListedModel], error: str) 
 # -- what turns tell -------------------------------------------------------------------------------
 
 
+_STANDING = Select(
+    lambda connection_id: Connection.objects.filter(pk=connection_id).values_list(
+        "health", "last_used_at"
+    )
+)
+
+
 def record_turn_outcome(
     connection_id: uuid.UUID, error_kind: str | None, *, revision: int | None = None
 ) -> None:
@@ -463,10 +471,15 @@ def record_turn_outcome(
     `revision`: what the connection's was when the turn began; a turn on settings that were edited
     meanwhile tells nothing of the new ones.
     """
+    now = timezone.now()
+    known = _STANDING.first(connection_id)
+    if error_kind is None and known is not None and known[0] == Status.VALID:
+        used_at = known[1]
+        if used_at is not None and used_at >= now - USED_EVERY:
+            return
     rows = Connection.objects.filter(pk=connection_id, deleted_at=None)
     if revision is not None:
         rows = rows.filter(revision=revision)
-    now = timezone.now()
     if error_kind is None:
         stale = Q(last_used_at=None) | Q(last_used_at__lt=now - USED_EVERY)
         rows.filter(stale | ~Q(health=Status.VALID)).update(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.contrib.auth import HASH_SESSION_KEY
 from django.contrib.sessions.models import Session
@@ -18,25 +19,35 @@ from sessions.models import ChatSession, Turn
 from workspaces import people
 from workspaces.models import Membership, Role, User
 from workspaces.permissions import Access, workspace_for
+from workspaces.statements import Select
 
 
 def visible_chats(access: Access) -> QuerySet[ChatSession]:
     """The workspace's sessions that a person may read."""
-    chats = ChatSession.objects.filter(workspace=access.workspace, doomed_at=None)
-    return chats.filter(Q(owner=access.user) | Q(shared=True))
+    return visible_to(access.workspace.pk, access.user.pk)
+
+
+def visible_to(workspace_id: Any, user_id: Any) -> QuerySet[ChatSession]:
+    """As `visible_chats`, by ids."""
+    chats = ChatSession.objects.filter(workspace_id=workspace_id, doomed_at=None)
+    return chats.filter(Q(owner_id=user_id) | Q(shared=True))
+
+
+_READABLE = Select(
+    lambda workspace_id, user_id, chat_id: (
+        visible_to(workspace_id, user_id)
+        .select_related("workspace", "owner", "connection")
+        .filter(pk=chat_id)
+        .order_by("pk")  # the list's own order would be a reason to read the list
+    )
+)
 
 
 def readable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> ChatSession:
     """The session for the signed-in person, or 404; `chat.access` has the person's role. Three
     queries."""
     access = workspace_for(request, workspace)
-    chat = (
-        visible_chats(access)
-        .select_related("workspace", "owner", "connection")
-        .filter(pk=chat_id)
-        .order_by("pk")  # the list's own order would be a reason to read the list
-        .first()
-    )
+    chat = _READABLE.first(access.workspace.pk, access.user.pk, chat_id)
     if chat is None:
         raise Http404
     chat.access = access  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -40,6 +40,7 @@ from connections.providers.base import (
     ThinkingDelta,
     ThinkingEnd,
     ToolCall,
+    ToolSpec,
     Turnlet,
     Usage,
     Waiting,
@@ -51,7 +52,7 @@ from sessions.bus import Writer
 from sessions.history import CannotRun, Prepared, entries_of, prepare, shorten
 from sessions.models import Message, Turn
 from sessions.reply import Reply, text_of
-from sessions.toolbox import Toolbox
+from sessions.toolbox import Server, Toolbox
 from sessions.wording import Said
 from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
@@ -76,6 +77,7 @@ class Live:
 
     turn: Turn
     token: uuid.UUID
+    servers: Sequence[Server] = ()  # whose tools it may call
     task: asyncio.Task[None] | None = None
     reply: Reply | None = None
     message_id: uuid.UUID | None = None
@@ -149,14 +151,14 @@ class Agent:
                 await self._end(Turn.State.FAILED, error_kind=Reason.INTERNAL.value)
 
     async def _steps(self) -> None:
-        self.toolbox = await Toolbox.open(self.runtime, self.turn)
-        prepared = await self._db(prepare, self.turn, self.toolbox.specs)
+        self.toolbox = await Toolbox.open(self.runtime, self.turn, self.live.servers)
+        prepared, step = await self._db(self._open, self.toolbox.specs)
+        self._begun(step)
         if prepared.left_out_before:
             self.turn.left_out_before = prepared.left_out_before
         self._tell_of_missing_tools(prepared)
         history = list(prepared.history)
-        while self.number < MAX_STEPS:
-            step = await self._begin_step()
+        while True:
             for message in step.steered:
                 history.extend(await self._entries_of(prepared, message))
             await self._shorten(history, prepared)
@@ -170,7 +172,14 @@ class Agent:
             await self._finish_step(prepared, usage)
             if not calls:
                 return
-        raise CannotRun(Reason.TOO_MANY_STEPS)
+            if self.number >= MAX_STEPS:
+                raise CannotRun(Reason.TOO_MANY_STEPS)
+            step = await self._begin_step()
+
+    def _open(self, specs: Sequence[ToolSpec]) -> tuple[Prepared, turns.Step]:
+        """What comes before the first request, in one go on a database thread."""
+        prepared = prepare(self.turn, specs)
+        return prepared, turns.begin_step(self.turn, self.token, 1)
 
     async def _db[T](self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What a database function gives, asked again while there is no database or no room: a
@@ -189,12 +198,17 @@ class Agent:
             await asyncio.sleep(STORE_AGAIN)
 
     async def _begin_step(self, receipt: uuid.UUID | None = None) -> turns.Step:
-        self.number += 1
-        step = await self._db(turns.begin_step, self.turn, self.token, self.number, receipt=receipt)
+        step = await self._db(
+            turns.begin_step, self.turn, self.token, self.number + 1, receipt=receipt
+        )
+        self._begun(step)
+        return step
+
+    def _begun(self, step: turns.Step) -> None:
+        self.number = step.number
         self.message_id = step.message_id
         self.reply = Reply(self.chat_id, str(step.message_id), self.writer)
         self.live.reply, self.live.message_id = self.reply, step.message_id
-        return step
 
     async def _entries_of(self, prepared: Prepared, message: Message) -> list[Turnlet]:
         images = prepared.capabilities.supports_images

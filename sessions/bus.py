@@ -52,6 +52,19 @@ EXPIRE = 3600  # seconds after the last event
 SKIP_AFTER_FAILURE = 3.0  # seconds in which a process doesn't try a dead Redis again
 
 
+# Adds a batch as one command: one answer to read here, and a reader that waits for many sessions
+# hears of all of them at once. Each event is its name and its data; a key to be kept has "1" there.
+_ADD_ALL = """
+local ids = {}
+for i, key in ipairs(KEYS) do
+  local at = 3 * i + 1
+  ids[i] = redis.call('XADD', key, 'MAXLEN', '~', ARGV[1], '*', 'e', ARGV[at], 'd', ARGV[at + 1])
+  if ARGV[at - 1] == '1' then redis.call('EXPIRE', key, ARGV[2]) end
+end
+return ids
+"""
+
+
 def key_of(chat_id: uuid.UUID | str) -> str:
     return f"patchbay:chat:{chat_id}"
 
@@ -128,6 +141,7 @@ class Writer:
         self._task: asyncio.Task[None] | None = None
         self._last_ids: dict[str, str] = {}
         self._not_before = 0.0
+        self._speaking = 0.0  # sessions, at the last windows
         self._added = self._left = 0  # events, ever; those given up have left too
 
     def add_text(
@@ -176,7 +190,9 @@ class Writer:
             self._wake.clear()
             self._urgent.clear()
             batch, self._pending = self._pending, []
-            window = WINDOW + WINDOW_A_SESSION * len(self._open_text)
+            # One that ended early, for the first text of one session, says little of the others.
+            self._speaking = max(len(self._open_text), 0.8 * self._speaking)
+            window = WINDOW + WINDOW_A_SESSION * self._speaking
             self._open_text.clear()
             try:
                 await self._flush(batch)
@@ -188,14 +204,14 @@ class Writer:
     async def _flush(self, batch: list[tuple[str, str, dict[str, Any]]]) -> None:
         if not batch or time.monotonic() < self._not_before:
             return
-        pipe = self._client.pipeline(transaction=False)
-        for chat_id, name, data in batch:
-            pipe.xadd(key_of(chat_id), _fields(name, data), maxlen=MAX_EVENTS, approximate=True)
-        touched = {chat_id for chat_id, name, _ in batch if name != "text"}
-        for chat_id in touched:
-            pipe.expire(key_of(chat_id), EXPIRE)
+        keys = [key_of(chat_id) for chat_id, _name, _data in batch]
+        events = [
+            part
+            for _chat_id, name, data in batch
+            for part in ("0" if name == "text" else "1", name, orjson.dumps(data))
+        ]
         try:
-            ids = await pipe.execute()
+            ids = await self._client.eval(_ADD_ALL, len(keys), *keys, MAX_EVENTS, EXPIRE, *events)
         except (redis.RedisError, OSError) as error:
             self._not_before = time.monotonic() + SKIP_AFTER_FAILURE
             logger.warning("the event stream doesn't answer (%s)", type(error).__name__)

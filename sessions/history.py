@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from connections.capabilities import Capabilities, capabilities
-from connections.models import Connection, WorkspaceConnection
+from connections.models import Connection
 from connections.providers.base import Part, Provider, Target, ToolSpec, Turnlet
-from connections.resolve import Choice, resolve
+from connections.resolve import Candidates, Choice, resolve
 from connections.sentences import Reason
 from connections.targets import provider_of, target_of
 from sessions.models import Attachment, Message, Turn
+from workspaces.statements import Select, prefetched
 
 WINDOW_SHARE = 0.85  # of the window, less the output, is filled
 BYTES_A_TOKEN = 3.5  # UTF-8; low, so that the estimate is rather too high
@@ -55,17 +57,16 @@ def prepare(turn: Turn, tools: Sequence[ToolSpec] = ()) -> Prepared:
     """Resolves the locked connection once more, opens its secret and builds the history.
 
     Of `tools` as many are kept, from the first on, as a quarter of the window takes. Raises
-    `CannotRun`. Reads only as many turns as the window takes. Queries: four, and two for each 50
+    `CannotRun`. Reads only as many turns as the window takes. Queries: three, and two for each 50
     turns.
     """
     chat = turn.chat
-    resolution = resolve(chat.workspace, Choice(chat.connection_id, chat.locked_at))
+    among = Candidates.of(chat.workspace, only=chat.connection_id)
+    resolution = resolve(chat.workspace, Choice(chat.connection_id, chat.locked_at), among=among)
     if resolution.connection is None:
         raise CannotRun(resolution.refusal or Reason.NO_CONNECTION)
     connection = resolution.connection
-    row = WorkspaceConnection.objects.filter(
-        workspace_id=chat.workspace_id, connection=connection
-    ).first()
+    row = among.rows.get(connection.pk)
     if row is not None and not row.allows(turn.model):
         raise CannotRun(Reason.MODEL_NOT_ALLOWED)
     caps = capabilities(connection, turn.model)
@@ -135,19 +136,31 @@ def _history(turn: Turn, budget: float, *, images: bool) -> tuple[list[Turnlet],
 
 
 def _page(turn: Turn, below: int) -> dict[int, list[Message]]:
-    messages = (
-        Message.objects.filter(
-            chat_id=turn.chat_id, turn__number__lt=below, turn__number__gte=below - PAGE
-        )
-        .exclude(delivery__among=Message.WAITING)
-        .select_related("turn")
-        .prefetch_related("attachments")
-        .order_by("turn__number", "step", "role", "place", "seq")
-    )
+    attached: dict[uuid.UUID, list[Attachment]] = {}
+    for attachment in _ATTACHED.all(turn.chat_id, below, below - PAGE):
+        attached.setdefault(attachment.message_id, []).append(attachment)
     page: dict[int, list[Message]] = {}
-    for message in messages:
+    for message in _MESSAGES.all(turn.chat_id, below, below - PAGE):
+        prefetched(message, "attachments", attached.get(message.pk, ()), Attachment)
         page.setdefault(message.turn.number, []).append(message)
     return page
+
+
+_MESSAGES = Select(
+    lambda chat_id, below, least: (
+        Message.objects.filter(chat_id=chat_id, turn__number__lt=below, turn__number__gte=least)
+        .exclude(delivery__among=Message.WAITING)
+        .select_related("turn")
+        .order_by("turn__number", "step", "role", "place", "seq")
+    )
+)
+_ATTACHED = Select(
+    lambda chat_id, below, least: Attachment.objects.filter(
+        message__chat_id=chat_id,
+        message__turn__number__lt=below,
+        message__turn__number__gte=least,
+    )
+)
 
 
 def _entries(messages: Sequence[Message], *, images: bool) -> tuple[list[Turnlet], float]:

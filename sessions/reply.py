@@ -7,6 +7,7 @@ stored one (`blocks_of`, on the page), so that a page rebuilt in mid-stream goes
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from sessions.bus import Writer
 from sessions.models import Message
 from sessions.render import Blocks, clean, utf16_len
 
-RENDER_EVERY = 1.0  # seconds between two renderings of the open block
+# What may make more than words of a text, once a block has come to more than its beginning.
+_MARKUP = re.compile(r"[!#&()*+<>\[\\\]_`|~\n-]")
+BEGINNING = 80  # UTF-16 units
 MAX_REPLY = 2_000_000  # characters of one reply, its calls included; more is cut and said so
 
 
@@ -111,6 +114,7 @@ class Reply:
         self._texts: list[str] = []  # pieces of the open part
         self._open_length = 0  # UTF-16 units of the open block
         self._rendered_length = 0
+        self._has_markup = False  # in the open block, since it was rendered last
         self._size = 0
         self._calls: dict[str, tuple[int, dict[str, Any]]] = {}  # call id → its block and part
         self._kind = ""  # of the open part: "text", "thinking" or ""
@@ -149,6 +153,7 @@ class Reply:
             rest, offset = text, self._open_length
         if rest:
             self._open_length = offset + utf16_len(rest)
+            self._has_markup = self._has_markup or bool(_MARKUP.search(rest))
             self._publish_text(self._base + self._closed, "text", offset, rest)
 
     def add_thinking(self, text: str) -> None:
@@ -221,13 +226,15 @@ class Reply:
         return self.parts
 
     def render_open(self) -> None:
-        """Draws the open block as it stands, when it grew since it was drawn last."""
+        """Draws the open block as it stands, when it grew since it was drawn last by more than
+        plain words, which look on the page as they would here."""
         if (
             self._kind == "text"
             and self._splitter is not None
             and self._open_length > self._rendered_length
+            and (self._has_markup or self._rendered_length < BEGINNING)
         ):
-            self._rendered_length = self._open_length
+            self._rendered_length, self._has_markup = self._open_length, False
             source = self._join()[self._splitter.open_start :]
             self._publish_block(
                 self._base + self._closed,

@@ -41,6 +41,8 @@ GATHER = 0.02  # seconds in which such looks of several pages are gathered
 CHECKED_AT_ONCE = 500
 BEAT = 15.0  # seconds of silence before a comment
 LONGEST = 30 * 60.0  # seconds a stream lasts; the page then opens the next
+SOON = 0.05  # seconds that a change waits for the next one, or for text
+TICK = 0.25  # seconds between two looks at which viewers have waited long enough
 LAG = 4 * 2**20  # bytes a viewer may lag behind
 HELD = 60.0  # seconds a stream's place among its person's lasts unless it is held again
 HOLD_EVERY = 20.0
@@ -103,7 +105,10 @@ class Viewer:
     def __init__(self, after: str, version: int, language: str) -> None:
         self.version = version
         self.language = language
-        self.ready = asyncio.Event()  # something waits to be written
+        self._is_ready = False
+        self._changed = -1  # which of the chunks is a change that waits for more
+        self._due = 0.0  # on the loop's clock: until then `wait` waits for something to write
+        self._waiter: asyncio.Future[None] | None = None
         self._chunks: list[bytes] = []
         self._size = 0
         self._after = _pair(after)
@@ -135,16 +140,50 @@ class Viewer:
         self.version = max(self.version, event.version)
         chunk = event.chunk(self.language)
         if self._size + len(chunk) > LAG:
-            self._chunks, self._size = [self.own("refresh")], 0
+            self._chunks, self._size, self._changed = [self.own("refresh")], 0, -1
+        elif event.name == "changed":
+            # Changes come in twos and threes, and only the last one's version counts.
+            if self._changed >= 0:
+                self._chunks[self._changed] = b""
+            else:
+                asyncio.get_running_loop().call_later(SOON, self._wake)
+            self._changed = len(self._chunks)
+            self._chunks.append(chunk)
+            return
         else:
             self._chunks.append(chunk)
             self._size += len(chunk)
-        self.ready.set()
+        self._wake()
+
+    async def wait(self, seconds: float) -> bool:
+        """Until something waits to be written; False when nothing came within `seconds`, give or
+        take `TICK`: one timer serves all viewers (`wake_when_due`)."""
+        if not self._is_ready:
+            loop = asyncio.get_running_loop()
+            self._due, self._waiter = loop.time() + seconds, loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._is_ready = False
+        return bool(self._chunks)
+
+    def wake_when_due(self, now: float) -> None:
+        if now >= self._due:
+            self._end_wait()
+
+    def _wake(self) -> None:
+        self._is_ready = True
+        self._end_wait()
+
+    def _end_wait(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def drain(self) -> bytes:
         """All that waits, as one piece."""
         waiting, self._chunks, self._size = b"".join(self._chunks), [], 0
-        self.ready.clear()
+        self._changed = -1
         return waiting
 
 
@@ -166,6 +205,23 @@ class Reader:
         self.is_well = True  # Redis answered when it was last asked
         self._ask_places = 0.0  # not before: a dead Redis isn't asked for every page
         self._leaving: set[asyncio.Task[None]] = set()
+        self._open: set[Viewer] = set()
+
+    def open(self, viewer: Viewer) -> None:
+        """From now on the viewer's `wait` ends in time."""
+        if not self._open:
+            asyncio.get_running_loop().call_later(TICK, self._tick)
+        self._open.add(viewer)
+
+    def close(self, viewer: Viewer) -> None:
+        self._open.discard(viewer)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        for viewer in self._open:
+            viewer.wake_when_due(loop.time())
+        if self._open:
+            loop.call_later(TICK, self._tick)
 
     async def watch(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
         """Joins a viewer: what its cursor misses waits for it when this returns, the rest
@@ -354,6 +410,13 @@ def _checked(looks: list[tuple[SignIn, uuid.UUID]]) -> list[Watch | SignedOut | 
         connections.close_all()
 
 
+class EventStream(StreamingHttpResponse):
+    """Bytes from one generator, without the layers that make bytes of other things."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._iterator
+
+
 @require_GET
 async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponseBase:
     """A session's events from `Last-Event-ID`, else `?after=`; `?v=` is the version the page has.
@@ -376,7 +439,7 @@ async def chat_stream(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
     version = request.GET.get("v", "0")
     seen = int(version) if version.isascii() and version.isdigit() else 0
     viewer = Viewer(after, seen, translation.get_language() or settings.LANGUAGE_CODE)
-    return StreamingHttpResponse(
+    return EventStream(
         _follow(sign_in, chat_id, viewer, place),
         content_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
@@ -387,6 +450,7 @@ async def _follow(
     sign_in: SignIn, chat_id: uuid.UUID, viewer: Viewer, place: str
 ) -> AsyncIterator[bytes]:
     reader = _reader()
+    reader.open(viewer)
     user_id = sign_in.user_id
     _open_by_person[user_id] += 1
     joined = False
@@ -421,10 +485,8 @@ async def _follow(
                     if behind > 1 or (not hears and (behind or found.is_active)):
                         viewer.version, behind = found.version, 0
                         yield viewer.own("refresh")
-            try:
-                left = min(checked + every, spoke + BEAT) - time.monotonic()
-                await asyncio.wait_for(viewer.ready.wait(), max(left, 0.05))
-            except TimeoutError:
+            left = min(checked + every, spoke + BEAT) - time.monotonic()
+            if not await viewer.wait(max(left, 0.05)):
                 if time.monotonic() - spoke >= BEAT:
                     spoke = time.monotonic()
                     yield b": still here\n\n"
@@ -435,5 +497,6 @@ async def _follow(
         _open_by_person[user_id] -= 1
         if not _open_by_person[user_id]:
             del _open_by_person[user_id]
+        reader.close(viewer)
         reader.leave(chat_id, viewer)
         reader.leave_place(user_id, place)

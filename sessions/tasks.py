@@ -11,6 +11,7 @@ from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from config.threads import settle_in
 from sessions import belongings, bus, keeping
 from sessions.worker import get_crew
 from workspaces.runtime import get_runtime
@@ -65,6 +66,7 @@ GRACE = 10.0  # seconds that running replies have to end when the worker is aske
 @worker_init.connect
 def begin(**kwargs: object) -> None:
     """The sweep and the heartbeat start with the process, with or without a broker."""
+    settle_in()
     get_crew().start()
 
 

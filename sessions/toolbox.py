@@ -32,6 +32,7 @@ from sessions.wording import Said
 from workspaces.egress import client_for, tool_policy
 from workspaces.models import User
 from workspaces.runtime import Runtime
+from workspaces.statements import Select
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,6 @@ def servers_of(turn: Turn) -> list[Server]:
     connection = turn.chat.connection
     if connection is not None and connection.provider_type == ProviderType.OPENAI:
         return []
-    rows = ToolServer.objects.filter(workspace_id=turn.chat.workspace_id, enabled=True)
     return [
         Server(
             row.pk,
@@ -93,8 +93,15 @@ def servers_of(turn: Turn) -> list[Server]:
             row.prefix,
             None if row.allowed_tools is None else frozenset(row.allowed_tools),
         )
-        for row in rows.defer("headers", "tools")
+        for row in _ENABLED.all(turn.chat.workspace_id)
     ]
+
+
+_ENABLED = Select(
+    lambda workspace_id: ToolServer.objects.filter(workspace_id=workspace_id, enabled=True).defer(
+        "headers", "tools"
+    )
+)
 
 
 # -- what a worker remembers -----------------------------------------------------------------------
@@ -194,10 +201,9 @@ class Toolbox:
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
-    async def open(cls, runtime: Runtime, turn: Turn) -> Toolbox:
+    async def open(cls, runtime: Runtime, turn: Turn, servers: Sequence[Server]) -> Toolbox:
         """With the tools of every server that is known or answers within `WAIT`."""
         box = cls(runtime, turn)
-        servers = await runtime.db(servers_of, turn)
         if not servers:
             return box
         lists, actor = lists_here(), turn.started_by or "worker"

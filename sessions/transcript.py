@@ -25,11 +25,12 @@ from connections.models import Connection
 from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
 from connections.sentences import Reason, Sentence, sentence
 from sessions import bus, turns
-from sessions.access import visible_chats
-from sessions.models import ChatSession, Message, Seen, Turn
+from sessions.access import visible_chats, visible_to
+from sessions.models import Attachment, ChatSession, Message, Seen, Turn
 from sessions.reply import Block, blocks_of
 from workspaces.models import Role
 from workspaces.permissions import Access
+from workspaces.statements import Select, prefetched
 
 _LEVELS = {
     "off": gettext_lazy("Off"),
@@ -343,8 +344,8 @@ class Transcript:
     def heirs(self) -> list[ChatSession]:
         """The newest sessions that came from this one, as far as the person may read them, oldest
         first. One query."""
-        mine = visible_chats(self.access).select_related("workspace", "connection")
-        return list(mine.filter(continued_from=self.chat).order_by("-created_at")[:30])[::-1]
+        access = self.access
+        return _HEIRS.all(access.workspace.pk, access.user.pk, self.chat.pk)[::-1]
 
     @property
     def refusal(self) -> str:
@@ -407,25 +408,41 @@ class Transcript:
     @cached_property
     def cost(self) -> Decimal | None:
         """US dollars of all turns so far whose price is known; None when none is. One query."""
-        return Turn.objects.filter(chat=self.chat).aggregate(sum=Sum("cost"))["sum"]
+        return _COST.all(self.chat.pk)[0][0]
+
+
+_HEIRS = Select(
+    lambda workspace_id, user_id, chat_id: (
+        visible_to(workspace_id, user_id)
+        .select_related("workspace", "connection")
+        .filter(continued_from_id=chat_id)
+        .order_by("-created_at")[:30]
+    )
+)
+_COST = Select(
+    lambda chat_id: (
+        ChatSession.objects.filter(pk=chat_id)
+        .annotate(cost=Sum("turns__cost"))
+        .order_by()
+        .values_list("cost")
+    )
+)
 
 
 def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0) -> Transcript:
     """The newest turns of a session; `since` only those from that number on, `before` the page of
     older ones below it. Queries: a constant number."""
     newest = bus.publisher.last_id(chat.pk)
-    rows = Turn.objects.filter(chat=chat).select_related("started_by").order_by("-number")
     if since:
-        rows = rows.filter(number__gte=since)
-    if before:
-        rows = rows.filter(number__lt=before)
-    page = list(rows[: PAGE + 1]) if not since else list(rows[:200])
+        page = _SINCE.all(chat.pk, since)
+    else:
+        page = _BEFORE.all(chat.pk, before or 10**9)
     older = 0
     if not since and len(page) > PAGE:
         page.pop()
         older = page[-1].number
     page.reverse()
-    shown = _shown(page)
+    shown = _shown(chat, page)
     for one in shown:
         one.auth_type = chat.connection.auth_type if chat.connection else ""
         if chat.continued_from_id or chat.continued_turns:
@@ -437,7 +454,7 @@ def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0)
         shown[-1].is_last = True
     growing = next((m.message for t in shown for m in t.messages if m.is_growing), None)
     cursor = newest if growing is None else (growing.cursor or "0-0")
-    waiting = [] if before else list(turns.waiting(chat))
+    waiting = [] if before else turns.waiting_messages(chat)
     transcript = Transcript(chat, access, cursor, shown, waiting, older)
     for heir in transcript.heirs:
         if heir.connection_id == chat.connection_id:
@@ -447,16 +464,38 @@ def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0)
     return transcript
 
 
-def _shown(page: Sequence[Turn]) -> list[ShownTurn]:
-    by_turn: dict[uuid.UUID, list[Shown]] = {}
-    messages = (
-        Message.objects.filter(turn__in=[turn.pk for turn in page])
+_TURNS = Turn.objects.select_related("started_by").order_by("-number")
+_SINCE = Select(lambda chat_id, since: _TURNS.filter(chat_id=chat_id, number__gte=since)[:200])
+_BEFORE = Select(
+    lambda chat_id, before: _TURNS.filter(chat_id=chat_id, number__lt=before)[: PAGE + 1]
+)
+_MESSAGES = Select(
+    lambda chat_id, first, last: (
+        Message.objects.filter(chat_id=chat_id, turn__number__gte=first, turn__number__lte=last)
         .exclude(delivery__among=Message.WAITING)
         .select_related("author")
-        .prefetch_related("attachments")
         .order_by("step", "role", "place", "seq")
     )
-    for message in messages:
+)
+_ATTACHED = Select(
+    lambda chat_id, first, last: Attachment.objects.filter(
+        message__chat_id=chat_id,
+        message__turn__number__gte=first,
+        message__turn__number__lte=last,
+    )
+)
+
+
+def _shown(chat: ChatSession, page: Sequence[Turn]) -> list[ShownTurn]:
+    if not page:
+        return []
+    span = (chat.pk, page[0].number, page[-1].number)
+    attached: dict[uuid.UUID, list[Attachment]] = {}
+    for attachment in _ATTACHED.all(*span):
+        attached.setdefault(attachment.message_id, []).append(attachment)
+    by_turn: dict[uuid.UUID, list[Shown]] = {}
+    for message in _MESSAGES.all(*span):
+        prefetched(message, "attachments", attached.get(message.pk, ()), Attachment)
         blocks = blocks_of(message) if message.role == Message.Role.ASSISTANT else []
         by_turn.setdefault(message.turn_id, []).append(Shown(message, blocks))
     seam = _seam(page)

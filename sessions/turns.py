@@ -27,7 +27,16 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import OperationalError, transaction
 from django.db import connection as database
-from django.db.models import Exists, F, Max, OuterRef, Q, QuerySet
+from django.db.models import (
+    Count,
+    Exists,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    prefetch_related_objects,
+)
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -37,13 +46,14 @@ from connections.capabilities import capabilities, usable_models
 from connections.choices import MidStream
 from connections.models import Connection, WorkspaceConnection
 from connections.providers.base import ErrorKind
-from connections.resolve import Choice, Resolution, resolve
+from connections.resolve import Candidates, Choice, Resolution, resolve
 from connections.sentences import Reason
 from sessions import bus, usage
 from sessions.images import CheckedImage
 from sessions.models import Attachment, ChatSession, Message, Turn, attachment_path
 from workspaces import audit
 from workspaces.models import Membership, Role, User
+from workspaces.statements import Select, insert, update
 
 logger = logging.getLogger(__name__)
 
@@ -119,20 +129,30 @@ def _lock(chat_id: uuid.UUID) -> ChatSession:
     Its connection isn't joined: who waited for the lock would get the row of before, since only
     what is locked is read again.
     """
-    return (
+    chat = _LOCKED.first(chat_id)
+    if chat is None:
+        raise ChatSession.DoesNotExist
+    return chat
+
+
+_LOCKED = Select(
+    lambda chat_id: (
         ChatSession.objects.select_for_update(of=("self",))
         .select_related("workspace")
-        .get(pk=chat_id)
+        .filter(pk=chat_id)
     )
+)
 
 
-def _changed(chat: ChatSession, *fields: str) -> None:
+def _changed(
+    chat: ChatSession, *fields: str, event: str = "changed", said: Mapping[str, Any] | None = None
+) -> None:
     """Counts the change, tells open pages after the commit, and has the search look. One UPDATE."""
     chat.version += 1
     chat.search_due = True
-    chat.save(update_fields=["version", "search_due", *fields])
-    chat_id, version = chat.pk, chat.version
-    transaction.on_commit(lambda: bus.publisher.publish(chat_id, "changed", {"v": version}))
+    update(chat, "version", "search_due", *fields)
+    chat_id, data = chat.pk, {"v": chat.version, **(said or {})}
+    transaction.on_commit(lambda: bus.publisher.publish(chat_id, event, data))
 
 
 def _ring(turn: Turn) -> None:
@@ -143,20 +163,37 @@ def _ring(turn: Turn) -> None:
 
 
 def _active_turn(chat: ChatSession) -> Turn | None:
-    return Turn.objects.filter(chat=chat, state__among=Turn.ACTIVE).first()
+    return _ACTIVE.first(chat.pk)
+
+
+_ACTIVE = Select(lambda chat_id: Turn.objects.filter(chat_id=chat_id, state__among=Turn.ACTIVE)[:1])
+_TOP_SEQ = Select(
+    lambda chat_id: (
+        Message.objects.filter(chat_id=chat_id).order_by("-seq").values_list("seq", "place")[:1]
+    )
+)
+_TOP_NUMBER = Select(
+    lambda chat_id: (
+        Turn.objects.filter(chat_id=chat_id).order_by("-number").values_list("number", "state")[:1]
+    )
+)
 
 
 def _next_seq(chat: ChatSession) -> int:
-    return (Message.objects.filter(chat=chat).aggregate(top=Max("seq"))["top"] or 0) + 1
+    return (_TOP_SEQ.first(chat.pk) or (0,))[0] + 1
+
+
+def _new_turn(chat: ChatSession, author_id: uuid.UUID | None) -> Turn:
+    number = (_TOP_NUMBER.first(chat.pk) or (0,))[0] + 1
+    turn = Turn(chat=chat, number=number, model=chat.model, started_by_id=author_id)
+    insert(turn)
+    return turn
 
 
 def _start_turn(chat: ChatSession, message: Message) -> Turn:
-    number = (Turn.objects.filter(chat=chat).aggregate(top=Max("number"))["top"] or 0) + 1
-    turn = Turn.objects.create(
-        chat=chat, number=number, model=chat.model, started_by_id=message.author_id
-    )
+    turn = _new_turn(chat, message.author_id)
     message.turn, message.step, message.delivery = turn, 0, Message.Delivery.SENT
-    message.save(update_fields=["turn", "step", "delivery"])
+    update(message, "turn", "step", "delivery")
     return turn
 
 
@@ -168,6 +205,22 @@ def waiting(chat: ChatSession) -> QuerySet[Message]:
         .prefetch_related("attachments")
         .order_by("delivery", "place", "seq")
     )
+
+
+_WAITING = Select(
+    lambda chat_id: (
+        Message.objects.filter(chat_id=chat_id, delivery__among=Message.WAITING)
+        .select_related("author")
+        .order_by("delivery", "place", "seq")
+    )
+)
+
+
+def waiting_messages(chat: ChatSession) -> list[Message]:
+    """What `waiting` finds. One query, two when anything waits."""
+    found = _WAITING.all(chat.pk)
+    prefetch_related_objects(found, "attachments")
+    return found
 
 
 def _advance(chat: ChatSession) -> Turn | None:
@@ -194,9 +247,11 @@ def _advance(chat: ChatSession) -> Turn | None:
     return turn
 
 
-def _resolved(chat: ChatSession, actor: User, choice: Choice) -> Resolution:
+def _resolved(
+    chat: ChatSession, actor: User, choice: Choice, among: Candidates | None = None
+) -> Resolution:
     """The resolution, or `Refused` with the reason in the words that the person may act on."""
-    resolution = resolve(chat.workspace, choice)
+    resolution = resolve(chat.workspace, choice, among=among)
     if resolution.refusal is not None:
         raise Refused(resolution.refusal, resolution.refusal_text(admin=actor.is_instance_admin))
     return resolution
@@ -277,15 +332,15 @@ def _send(
     if chat.doomed_at is not None:
         raise Refused("gone", _("This session is being deleted."))
     client_key = _storable_key(client_key)
-    if client_key:
-        same = Message.objects.filter(chat=chat, client_key=client_key).first()
-        if same is not None:
-            return Sent(same, same.turn, created=False)
+    found = _Standing(*_STANDING.all(chat_id, client_key)[0])
+    if client_key and found.same is not None:
+        same = Message.objects.select_related("turn").get(pk=found.same)
+        return Sent(same, same.turn, created=False)
     text = clean_text(text)
     if not text.strip() and not attachments and not files:
         raise Refused("empty", _("Write a message first."))
     _check_length(text, files)
-    connection = _lock_connection(chat, author)
+    connection, locked = _lock_connection(chat, author)
     _check_budget(chat)
     if attachments and not capabilities(connection, chat.model).supports_images:
         raise Refused(
@@ -293,12 +348,12 @@ def _send(
             _("The model %(model)s doesn't take images. Remove them, or choose another model.")
             % {"model": chat.model},
         )
-    if Message.objects.filter(chat=chat, delivery__among=Message.WAITING).count() >= MAX_WAITING:
+    if found.waiting >= MAX_WAITING:
         raise Refused(
             "queue_full", _("So many messages wait already that no more can be taken for now.")
         )
-    seq = _next_seq(chat)
-    message = Message.objects.create(
+    seq = found.top_seq + 1
+    message = Message(
         chat=chat,
         seq=seq,
         place=seq,
@@ -308,55 +363,90 @@ def _send(
         text=text,
         parts=_parts(text, files),
     )
-    for attachment in attachments:
-        attachment.message = message
-        attachment.save(force_insert=True)
-    turn = _active_turn(chat)
+    turn = _active_turn(chat) if found.is_active else None
     started = None
     if turn is not None:
         steers = connection.mid_stream == MidStream.STEER and not turn.stop_requested_at
         message.delivery = Message.Delivery.STEERING if steers else Message.Delivery.QUEUED
-        message.save(update_fields=["delivery"])
-    elif Message.objects.filter(chat=chat, delivery=Message.Delivery.QUEUED).exists():
+    elif found.is_queued:
         message.delivery = Message.Delivery.QUEUED
-        message.save(update_fields=["delivery"])
-        started = _advance(chat)
     else:
         _check_running(author)
         chat.queue_paused, chat.queue_not_before = "", None
-        started = _start_turn(chat, message)
+        started = message.turn = _new_turn(chat, author.pk)
+    insert(message)
+    for attachment in attachments:
+        attachment.message = message
+        attachment.save(force_insert=True)
+    if turn is None and started is None:
+        started = _advance(chat)
     chat.updated_at = timezone.now()
     chat.archived_at = None  # who writes on wants it in the list again
     if not chat.title:
         chat.title = first_words(text) or (files[0]["file"] if files else _("Image"))
-    _changed(chat, "updated_at", "archived_at", "title", "queue_paused", "queue_not_before")
+    fields = ("updated_at", "archived_at", "title", "queue_paused", "queue_not_before")
+    _changed(chat, *fields, *locked)
     if ring and message.turn is not None:
         _ring(message.turn)
     return Sent(message, started or turn, created=True)
 
 
-def _lock_connection(chat: ChatSession, actor: User) -> Connection:
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What a send has to know of its session, read under the lock in one query."""
+
+    top_seq: int
+    same: uuid.UUID | None  # the message that came with the same key
+    waiting: int
+    is_queued: bool
+    is_active: bool
+
+
+def _standing(chat_id: Any, client_key: Any) -> QuerySet[Any]:
+    messages = Message.objects.filter(chat_id=OuterRef("pk")).order_by()
+    waiting = messages.filter(delivery__among=Message.WAITING)
+    return (
+        ChatSession.objects.filter(pk=chat_id)
+        .annotate(
+            top_seq=Coalesce(Subquery(messages.order_by("-seq").values("seq")[:1]), 0),
+            same=Subquery(messages.filter(client_key=client_key).values("pk")[:1]),
+            waiting=Coalesce(
+                Subquery(waiting.values("chat_id").annotate(n=Count("pk")).values("n")), 0
+            ),
+            is_queued=Exists(waiting.filter(delivery=Message.Delivery.QUEUED)),
+            is_active=Exists(Turn.objects.filter(chat_id=OuterRef("pk"), state__among=Turn.ACTIVE)),
+        )
+        .values_list("top_seq", "same", "waiting", "is_queued", "is_active")
+    )
+
+
+_STANDING = Select(_standing)
+
+
+def _lock_connection(chat: ChatSession, actor: User) -> tuple[Connection, tuple[str, ...]]:
     """Resolves and locks the session's connection at its first message, or checks that the locked
-    one can be used. Under the session's lock. Raises `Refused`."""
-    resolution = _resolved(chat, actor, Choice(chat.connection_id, chat.locked_at))
+    one can be used. Returns it, and the fields of the session that the caller is to write. Under
+    the session's lock. Raises `Refused`."""
+    among = Candidates.of(chat.workspace, only=chat.connection_id)
+    resolution = _resolved(chat, actor, Choice(chat.connection_id, chat.locked_at), among)
     connection = resolution.connection
     assert connection is not None
-    if chat.locked_at is None:
-        chat.connection = connection
-        if chat.model not in _models(chat, connection):
-            chat.model = resolution.model
-        chat.locked_at = timezone.now()
-        chat.save(update_fields=["connection", "model", "locked_at"])
-        audit.record(
-            actor,
-            "session.lock",
-            chat,
-            workspace_id=chat.workspace_id,
-            label=str(chat.pk),
-            connection=connection.slug,
-            rule=str(resolution.rule),
-        )
-    return connection
+    if chat.locked_at is not None:
+        return connection, ()
+    chat.connection = connection
+    if chat.model not in usable_models(connection, among.rows.get(connection.pk)):
+        chat.model = resolution.model
+    chat.locked_at = timezone.now()
+    audit.record(
+        actor,
+        "session.lock",
+        chat,
+        workspace_id=chat.workspace_id,
+        label=str(chat.pk),
+        connection=connection.slug,
+        rule=str(resolution.rule),
+    )
+    return connection, ("connection", "model", "locked_at")
 
 
 def _models(chat: ChatSession, connection: Connection) -> list[str]:
@@ -661,45 +751,48 @@ def move_waiting(
 # -- what workers do -------------------------------------------------------------------------------
 
 
-def _without_access(turns: QuerySet[Turn]) -> QuerySet[Turn]:
-    """Those whose person was switched off, removed or made a viewer since they asked for it."""
-    sends = Membership.objects.filter(
+def _memberships_that_send() -> QuerySet[Membership]:
+    """Of a turn's person in its workspace."""
+    return Membership.objects.filter(
         user=OuterRef("started_by"),
         workspace=OuterRef("chat__workspace"),
         role__in=(Role.MEMBER, Role.ADMIN),
     )
-    return turns.exclude(
-        Q(started_by__is_superuser=True) | Exists(sends), started_by__is_active=True
-    )
 
 
 def without_access(tokens: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """The leases of running turns whose person may no longer send. One query."""
+    """The leases of running turns whose person was switched off, removed or made a viewer since
+    they asked for it. One query."""
     running = Turn.objects.filter(lease_token__in=tokens, state=Turn.State.RUNNING)
-    return set(_without_access(running).values_list("lease_token", flat=True))
+    lost = running.exclude(
+        Q(started_by__is_superuser=True) | Exists(_memberships_that_send()),
+        started_by__is_active=True,
+    )
+    return set(lost.values_list("lease_token", flat=True))
 
 
-def _refuse_without_access(chat: ChatSession, turn_id: uuid.UUID) -> bool:
-    """Ends a pending turn whose person may no longer send; True when it did. Under the lock."""
-    pending = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING)
-    turn = _without_access(pending).first()
-    if turn is None:
-        return False
-    turn.error_kind = Reason.ACCESS_ENDED
-    _end(chat, turn, Turn.State.FAILED)
-    return True
+def _refusal_of(chat: ChatSession, turn: Any) -> str:
+    """Why a turn of `_PENDING` may not begin any more, "" when it may. Under the lock."""
+    person = turn.started_by
+    if person is None or not person.is_active or not (person.is_superuser or turn.sends):
+        return Reason.ACCESS_ENDED
+    return Reason.BUDGET if budgets.refusal(chat.workspace_id, chat.connection_id) else ""
 
 
-def _refuse_over_budget(chat: ChatSession, turn_id: uuid.UUID) -> bool:
-    """Ends a pending turn whose budget was used up since it was asked for; True when it did. Under
-    the lock."""
-    if not budgets.refusal(chat.workspace_id, chat.connection_id):
-        return False
-    turn = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING).first()
-    if turn is not None:
-        turn.error_kind = Reason.BUDGET
-        _end(chat, turn, Turn.State.FAILED)
-    return True
+_LOCKED_BY_TURN = Select(
+    lambda turn_id: (
+        ChatSession.objects.select_for_update(of=("self",))
+        .select_related("workspace")
+        .filter(turns__pk=turn_id, turns__state=Turn.State.PENDING)
+    )
+)
+_PENDING = Select(
+    lambda turn_id: (
+        Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING)
+        .select_related("chat__workspace", "chat__owner", "chat__connection", "started_by")
+        .annotate(sends=Exists(_memberships_that_send()))
+    )
+)
 
 
 @transaction.atomic
@@ -707,30 +800,25 @@ def claim(turn_id: uuid.UUID) -> Turn | None:
     """Takes a pending turn for this worker, or None when somebody else has it or it is gone, or
     its person may no longer send or a budget is used up: then it ends here.
 
-    A compare-and-set on the state: the same task delivered twice, at the same moment or hours
-    later, gives one claim. Writes the audit row for the use of the connection's secret. Locks the
-    session.
+    The state is read under the session's lock: the same task delivered twice, at the same moment or
+    hours later, gives one claim. Writes the audit row for the use of the connection's secret. Locks
+    the session.
     """
-    pending = Turn.objects.filter(pk=turn_id, state=Turn.State.PENDING)
-    chat_id = pending.values_list("chat_id", flat=True).first()
-    if chat_id is None:
+    chat = _LOCKED_BY_TURN.first(turn_id)
+    turn = _PENDING.first(turn_id) if chat is not None else None
+    if chat is None or turn is None:
         return None
-    chat = _lock(chat_id)
-    if _refuse_without_access(chat, turn_id) or _refuse_over_budget(chat, turn_id):
+    if refusal := _refusal_of(chat, turn):
+        turn.error_kind = refusal
+        _end(chat, turn, Turn.State.FAILED)
         return None
-    now, token = timezone.now(), uuid.uuid4()
-    took = pending.filter(claims__lt=MAX_CLAIMS).update(
-        state=Turn.State.RUNNING,
-        lease_token=token,
-        lease_until=now + LEASE,
-        claims=F("claims") + 1,
-        started_at=now,
-    )
-    if not took:
+    if turn.claims >= MAX_CLAIMS:
         return None
-    turn = Turn.objects.select_related(
-        "chat", "chat__workspace", "chat__owner", "chat__connection", "started_by"
-    ).get(pk=turn_id)
+    turn.state, turn.lease_token = Turn.State.RUNNING, uuid.uuid4()
+    turn.started_at = timezone.now()
+    turn.lease_until = turn.started_at + LEASE
+    turn.claims += 1
+    update(turn, "state", "lease_token", "lease_until", "claims", "started_at")
     connection = turn.chat.connection
     if connection is not None:
         audit.record(
@@ -751,6 +839,11 @@ def _held(turn_id: uuid.UUID, token: uuid.UUID) -> Any:
     return Turn.objects.filter(pk=turn_id, lease_token=token, state=Turn.State.RUNNING)
 
 
+_HELD = Select(
+    lambda turn_id, token: _held(turn_id, token).select_for_update(of=("self",)).order_by()
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A step begun: its number, the row its reply goes to, and what was steered in before it."""
@@ -769,7 +862,8 @@ def begin_step(
     request has left and this one alone is delivered. Called again, when nobody knows whether the
     commit arrived, it gives the same step. Raises `LeaseLost`. Locks the session."""
     chat = _lock(turn.chat_id)
-    if not _held(turn.pk, token).update(step=number, request_sent=True):
+    mine = Turn(pk=turn.pk, step=number, request_sent=True)
+    if not update(mine, "step", "request_sent", lease_token=token, state=Turn.State.RUNNING):
         raise LeaseLost
     begun = Message.objects.filter(turn=turn, step=number, role=Message.Role.ASSISTANT).first()
     if begun is not None:
@@ -789,7 +883,7 @@ def begin_step(
                 number - 1,
             )
         Message.objects.bulk_update(steered, ["delivery", "turn", "step"])
-    reply = Message.objects.create(
+    reply = Message(
         chat=chat,
         seq=_next_seq(chat),
         role=Message.Role.ASSISTANT,
@@ -797,6 +891,7 @@ def begin_step(
         step=number,
         is_complete=False,
     )
+    insert(reply)
     _changed(chat)
     return Step(number, reply.pk, steered)
 
@@ -921,17 +1016,17 @@ def finish_step(
 ) -> None:
     """Stores a step's whole reply with the results of its tools; again does nothing. Raises
     `LeaseLost`."""
-    if Message.objects.filter(pk=message_id, is_complete=True).exists():
-        if not _held(turn_id, token).exists():
-            raise LeaseLost
-        return
-    if not _held(turn_id, token).update(
-        **{name: F(name) + value for name, value in usage.items() if name != "context_tokens"},
-        context_tokens=usage["context_tokens"],
-        left_out_before=left_out_before,
-    ):
+    mine = _HELD.first(turn_id, token)
+    if mine is None:
         raise LeaseLost
-    Message.objects.filter(pk=message_id).update(text=text, parts=parts, is_complete=True)
+    reply = Message(pk=message_id, text=text, parts=parts, is_complete=True)
+    if not update(reply, "text", "parts", "is_complete", is_complete=False):
+        return
+    for name, value in usage.items():
+        before = 0 if name == "context_tokens" else getattr(mine, name)
+        setattr(mine, name, before + value)
+    mine.left_out_before = left_out_before
+    update(mine, "left_out_before", *usage)
 
 
 @transaction.atomic
@@ -967,12 +1062,12 @@ def end(
     Locks the session."""
     chat = _lock(turn.chat_id)
     # Locked before the reply: a `finish_step` whose caller was cancelled takes them in this order.
-    mine = _held(turn.pk, token).select_for_update(of=("self",)).first()
+    mine = _HELD.first(turn.pk, token)
     if mine is None:
         raise LeaseLost
     if reply is not None:
         message_id, text, parts = reply
-        Message.objects.filter(pk=message_id).update(text=text, parts=parts)
+        update(Message(pk=message_id, text=text, parts=parts), "text", "parts")
     mine.cost = cost
     if state == Turn.State.INTERRUPTED and not mine.request_sent:
         # Nothing had left for the provider: another worker takes it. This one ends in good order,
@@ -990,23 +1085,19 @@ def _end(chat: ChatSession, turn: Turn, state: Turn.State) -> None:
     on, waits or pauses."""
     turn.state, turn.ended_at = state, timezone.now()
     turn.lease_token = turn.lease_until = None
-    turn.save(
-        update_fields=[
-            "state",
-            "ended_at",
-            "lease_token",
-            "lease_until",
-            "cost",
-            "error_kind",
-            "error_detail",
-            "retry_after",
-        ]
+    update(
+        turn,
+        *("state", "ended_at", "lease_token", "lease_until"),
+        *("cost", "error_kind", "error_detail", "retry_after"),
     )
     usage.count(chat, turn)
-    Message.objects.filter(turn=turn, is_complete=False).update(is_complete=True)
-    # An empty reply of a turn that didn't come to speak isn't a message.
-    Message.objects.filter(turn=turn, role=Message.Role.ASSISTANT, text="", parts=[]).delete()
-    _requeue_steering(chat)
+    if _UNFINISHED.first(turn.pk) is not None:
+        Message.objects.filter(turn=turn, is_complete=False).update(is_complete=True)
+        # An empty reply of a turn that didn't come to speak isn't a message.
+        Message.objects.filter(turn=turn, role=Message.Role.ASSISTANT, text="", parts=[]).delete()
+    waits = _WAITS.all(chat.pk)
+    if (Message.Delivery.STEERING,) in waits:
+        _requeue_steering(chat)
     if state == Turn.State.FAILED and turn.error_kind not in PASSING:
         chat.failures += 1
         if turn.error_kind in PAUSING or chat.failures >= FAILURES_IN_A_ROW:
@@ -1016,19 +1107,32 @@ def _end(chat: ChatSession, turn: Turn, state: Turn.State) -> None:
             chat.queue_not_before = timezone.now() + dt.timedelta(seconds=min(delay, 3600))
     else:
         chat.failures, chat.queue_not_before = 0, None
-    chat.updated_at = timezone.now()
-    _changed(chat, "failures", "queue_paused", "queue_not_before", "updated_at")
-    if not Message.objects.filter(chat=chat, delivery=Message.Delivery.QUEUED).exists():
-        # Nothing waits: the next message starts at once, whatever happened to the last.
+    if not waits:
+        # The next message starts at once, whatever happened to the last.
         chat.queue_paused, chat.queue_not_before = "", None
-        chat.save(update_fields=["queue_paused", "queue_not_before"])
-    chat_id, version, turn_id = chat.pk, chat.version, str(turn.pk)
-    transaction.on_commit(
-        lambda: bus.publisher.publish(
-            chat_id, "turn-end", {"v": version, "turn": turn_id, "state": str(state)}
-        )
+    chat.updated_at = timezone.now()
+    said = {"turn": str(turn.pk), "state": str(state)}
+    fields = ("failures", "queue_paused", "queue_not_before", "updated_at")
+    _changed(chat, *fields, event="turn-end", said=said)
+    if waits:
+        _advance(chat)
+
+
+_UNFINISHED = Select(
+    lambda turn_id: (
+        Message.objects.filter(turn_id=turn_id)
+        .filter(Q(is_complete=False) | Q(role=Message.Role.ASSISTANT, text=""))
+        .values_list("seq", "step")[:1]
     )
-    _advance(chat)
+)
+_WAITS = Select(
+    lambda chat_id: (
+        Message.objects.filter(chat_id=chat_id, delivery__among=Message.WAITING)
+        .order_by()
+        .values_list("delivery")
+        .distinct()
+    )
+)
 
 
 def _requeue_steering(chat: ChatSession) -> None:

@@ -15,9 +15,11 @@ from django.utils.translation import gettext_lazy as _
 
 from connections import budgets
 from connections.choices import AuthType
+from connections.models import Connection
 from connections.registry import Used
 from sessions.models import ChatSession, Turn, UsageDay
 from workspaces.models import User
+from workspaces.statements import Select, update
 
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 SUMS = ("turns", *TOKENS, "cost", "unpriced", "covered")
@@ -36,7 +38,8 @@ def count(chat: ChatSession, turn: Turn) -> None:
     used nothing. Three queries, four for the first of a day, one more for each budget."""
     if not turn.request_sent:
         return
-    covered = chat.connection is not None and chat.connection.auth_type == AuthType.OAUTH
+    auth_type = _AUTH_TYPE.first(chat.connection_id) if chat.connection_id else None
+    covered = auth_type is not None and auth_type[0] == AuthType.OAUTH
     tokens = {name: getattr(turn, name) for name in TOKENS}
     added = {
         "turns": 1,
@@ -51,6 +54,22 @@ def count(chat: ChatSession, turn: Turn) -> None:
     budgets.add(used, workspace_id=chat.workspace_id, connection_id=chat.connection_id)
 
 
+_AUTH_TYPE = Select(
+    lambda connection_id: Connection.objects.filter(pk=connection_id).values_list("auth_type")
+)
+_DAY = Select(
+    lambda day, workspace_id, connection_id, model, person_id: (
+        UsageDay.objects.select_for_update().filter(
+            day=day,
+            workspace_id=workspace_id,
+            connection_id=connection_id,
+            model=model,
+            person_id=person_id,
+        )
+    )
+)
+
+
 def _count_day(chat: ChatSession, turn: Turn, added: dict[str, Any]) -> None:
     key = {
         "day": timezone.now().astimezone(dt.UTC).date(),
@@ -59,6 +78,11 @@ def _count_day(chat: ChatSession, turn: Turn, added: dict[str, Any]) -> None:
         "model": turn.model,
         "person_id": turn.started_by_id,
     }
+    if None not in key.values() and (row := _DAY.first(*key.values())) is not None:
+        for name, value in added.items():
+            setattr(row, name, getattr(row, name) + value)
+        update(row, *added)
+        return
     sums = {name: F(name) + value for name, value in added.items()}
     if UsageDay.objects.filter(**key).update(**sums):
         return

@@ -27,6 +27,7 @@ from workspaces import audit
 from workspaces.models import Role
 from workspaces.permissions import workspace_for
 from workspaces.place import remember
+from workspaces.statements import Select
 
 
 @require_POST
@@ -99,6 +100,13 @@ def back_to(chat: ChatSession) -> HttpResponse:
     return response
 
 
+_AGAIN = Select(
+    lambda chat_id: ChatSession.objects.select_related("workspace", "owner", "connection").filter(
+        pk=chat_id
+    )
+)
+
+
 def answer(
     request: HttpRequest,
     chat: ChatSession,
@@ -110,7 +118,10 @@ def answer(
     """What changed, for htmx; for a plain form the page again: fetched anew, or here with the text
     that goes back to the composer."""
     access = chat.access  # type: ignore[attr-defined]
-    chat = ChatSession.objects.select_related("workspace", "owner", "connection").get(pk=chat.pk)
+    fresh = _AGAIN.first(chat.pk)
+    if fresh is None:
+        raise Http404
+    chat = fresh
     chat.access = access  # type: ignore[attr-defined]
     if request.htmx:
         since = number_of(request.POST.get("since", ""))

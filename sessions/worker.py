@@ -21,6 +21,7 @@ from sessions import alive, search, turns
 from sessions.agent import Agent, Live
 from sessions.bus import Writer
 from sessions.reply import text_of
+from sessions.toolbox import servers_of
 from workspaces import audit_chain, logs
 from workspaces.egress import close_clients
 from workspaces.runtime import Runtime, get_runtime
@@ -75,7 +76,7 @@ class Crew:
         turn = turns.claim(turn_id)
         if turn is None or turn.lease_token is None:
             return False
-        live = Live(turn, turn.lease_token)
+        live = Live(turn, turn.lease_token, servers_of(turn))
         self.live[live.token] = live
         self.start()
         with logs.about(session_id=turn.chat_id, turn_id=turn.pk):  # the coroutine inherits it

@@ -8,6 +8,7 @@ from typing import Any
 from django.db import models, transaction
 
 from workspaces.models import AuditEvent, User
+from workspaces.statements import insert
 
 
 def record(
@@ -29,7 +30,7 @@ def record(
     if not transaction.get_connection().in_atomic_block:
         raise transaction.TransactionManagementError("audit.record needs the change's transaction")
     person = actor if isinstance(actor, User) else None
-    return AuditEvent.objects.create(
+    event = AuditEvent(
         actor=person,
         actor_label=(person.email if person else str(actor))[:254],
         action=action,
@@ -39,3 +40,5 @@ def record(
         workspace_id=workspace_id,
         details=details,
     )
+    insert(event)
+    return event

@@ -13,6 +13,7 @@ from django.db.models import QuerySet
 from django.http import Http404, HttpRequest
 
 from workspaces.models import Membership, Role, User, Workspace
+from workspaces.statements import Select
 
 _RANK = {Role.VIEWER: 0, Role.MEMBER: 1, Role.ADMIN: 2}
 
@@ -40,23 +41,27 @@ def workspaces_of(user: User) -> QuerySet[Workspace]:
     return Workspace.objects.filter(memberships__user=user)
 
 
+_MEMBERSHIP = Select(
+    lambda user_id, workspace_id: Membership.objects.filter(
+        user_id=user_id, workspace_id=workspace_id
+    )
+)
+_BY_SLUG = Select(lambda slug: Workspace.objects.filter(slug=slug))
+
+
 def role_in(user: User, workspace: Workspace) -> Role | None:
     """The role that counts, or None for a stranger. At most one query."""
     if not user.is_active:
         return None
     if user.is_superuser:
         return Role.ADMIN
-    role = (
-        Membership.objects.filter(user=user, workspace=workspace)
-        .values_list("role", flat=True)
-        .first()
-    )
-    return Role(role) if role else None
+    membership = _MEMBERSHIP.first(user.pk, workspace.pk)
+    return Role(membership.role) if membership else None
 
 
 def workspace_for(request: HttpRequest, slug: str, least: Role = Role.VIEWER) -> Access:
     """The workspace by its slug, for the signed-in person, or 404 / 403. Two queries."""
-    workspace = Workspace.objects.filter(slug=slug).first()
+    workspace = _BY_SLUG.first(slug)
     role = role_in(request.user, workspace) if workspace else None
     if workspace is None or role is None:
         raise Http404

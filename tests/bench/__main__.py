@@ -1,10 +1,18 @@
 """`make bench`: what Patchbay adds to a provider's own time, and what a relayed token costs.
 
-A fake provider stamps every token with the time it leaves; a direct client and Patchbay (the real
-processes, with an event stream open for each session as a browser has it) relay the same replies in
-the same run. Absolute figures belong to the machine; the ratios are what to compare.
+A fake provider stamps every token with the time it leaves. In the same run a direct client, a
+minimal relay (`relay.py`) and Patchbay pass the same replies on: Patchbay as real processes with
+its limits on, each session in a page as a browser has it open (`browser.py`). Absolute figures
+belong to the machine; the ratios are what to compare.
 
-    python -m tests.bench [--sessions 1,20,100] [--rate 10] [--tokens 300]
+    python -m tests.bench [--levels alone,10,steady,burst] [--hold MINUTES]
+
+    alone    one session, one message after another
+    steady   10 new messages a second up to 100 sessions at once
+    burst    100 new messages a second up to 300 sessions at once
+    N        N sessions, 10 new messages a second
+
+With `--hold` every page asks again as its reply ends, and the memory is told each minute.
 """
 
 from __future__ import annotations
@@ -20,33 +28,49 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
 
+from tests.bench.browser import CSRF, Page, Run
 from tests.fakes.app import GOOD_KEY
 from tests.system.harness import ROOT, Patchbay, _processes, collect_static
 
-PEOPLE_SHARE = 20  # sessions a person: the product bounds the pages one person has open
-CSRF = "b" * 32
+PEOPLE_SHARE = 20  # sessions a person: the product bounds what one person has at once
 ENV = {
     "PATCHBAY_TITLES": "off",
-    **{f"PATCHBAY_{name}": "0" for name in ("STREAMS_PER_PERSON", "TURNS_PER_PERSON")},
+    "PATCHBAY_SENDS_PER_MINUTE": "60",
+    "PATCHBAY_TURNS_PER_PERSON": "25",
+    "PATCHBAY_STREAMS_PER_PERSON": "40",
 }
+SPEED = 30  # tokens a second of a reply
 TICK = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass
-class Run:
-    """One session's reply, times in monotonic nanoseconds."""
+@dataclass(frozen=True)
+class Level:
+    name: str
+    sessions: int
+    rate: float  # new messages a second
+    tokens: int  # of a reply
+    messages: int = 1  # a session, one after another
 
-    posted: int = 0
-    answered: int = 0
-    first: int = 0
-    delays: list[int] = field(default_factory=list)  # a token's way, in nanoseconds
+    @classmethod
+    def of(cls, name: str) -> Level:
+        match name:
+            case "alone":
+                return cls(name, 1, 10, 60, messages=8)
+            case "steady":
+                return cls(name, 100, 10, 390)
+            case "burst":
+                return cls(name, 300, 100, 300)
+        # All sessions overlap: the first lasts until the last began.
+        return cls(name, int(name), 10, max(300, 3 * int(name) + 90))
 
 
 def quantiles(values: Iterable[float]) -> str:
@@ -86,106 +110,89 @@ def memory_of(pids: Iterable[int]) -> float:
     return kilobytes / 1024
 
 
-# -- the direct client -----------------------------------------------------------------------------
+# -- without Patchbay ------------------------------------------------------------------------------
 
 
-async def direct(fakes: str, count: int, rate: float, model: str) -> tuple[list[Run], float]:
-    """The same replies without Patchbay; the runs and this process's CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
+async def straight(url: str, level: Level) -> list[Run]:
+    """The same replies by a plain client, from the provider or from a relay."""
+    model = model_of(level)
     async with httpx.AsyncClient(
         trust_env=False, timeout=60, limits=httpx.Limits(max_connections=None)
     ) as client:
 
-        async def one(number: int) -> Run:
-            await asyncio.sleep(number / rate)
-            run = Run(posted=time.monotonic_ns())
-            body = {
-                "model": model,
-                "stream": True,
-                "max_tokens": 4096,
-                "messages": [{"role": "user", "content": "go"}],
-            }
-            async with client.stream(
-                "POST",
-                f"{fakes}/openai/v1/chat/completions",
-                json=body,
-                headers={"authorization": f"Bearer {GOOD_KEY}"},
-            ) as response:
-                async for line in response.aiter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    for choice in orjson.loads(line[6:])["choices"]:
-                        if text := choice["delta"].get("content"):
-                            take(run, text)
-            return run
+        async def one(number: int) -> list[Run]:
+            await asyncio.sleep(number / level.rate)
+            return [await ask(client, url, model) for _ in range(level.messages)]
 
-        runs = await asyncio.gather(*(one(number) for number in range(count)))
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return list(runs), used
+        runs = await asyncio.gather(*(one(number) for number in range(level.sessions)))
+    return [run for session in runs for run in session]
 
 
-def take(run: Run, text: str) -> None:
-    now = time.monotonic_ns()
-    run.first = run.first or now
-    run.delays.extend(now - int(stamp) for stamp in text.split())
+async def ask(client: httpx.AsyncClient, url: str, model: str) -> Run:
+    run = Run(posted=time.monotonic_ns())
+    messages = [{"role": "user", "content": "go"}]
+    body = {"model": model, "stream": True, "max_tokens": 4096, "messages": messages}
+    async with client.stream(
+        "POST",
+        f"{url}/openai/v1/chat/completions",
+        json=body,
+        headers={"authorization": f"Bearer {GOOD_KEY}"},
+    ) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                for choice in orjson.loads(line[6:])["choices"]:
+                    if text := choice["delta"].get("content"):
+                        run.take(text)
+    return run
+
+
+def own_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def model_of(level: Level) -> str:
+    return f"bench-{SPEED}tps-{level.tokens}"
+
+
+@contextmanager
+def running(*command: str) -> Iterator[tuple[str, int]]:
+    """A server of ours: its address and process id."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip(), process.pid
+    finally:
+        process.terminate()
+        process.wait()
 
 
 # -- through Patchbay ------------------------------------------------------------------------------
 
 
-async def follow(port: int, path: str, cookie: str, run: Run, ready: asyncio.Event) -> None:
-    """An event stream as a browser holds it, read with as little of our own CPU as possible."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    writer.write(
-        f"GET {path}stream/ HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nCookie: {cookie}\r\n\r\n".encode()
-    )
-    name = b""
-    try:
-        while True:
-            line = await reader.readline()
-            if not line:
-                raise ConnectionError("the stream ended early")
-            if line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
-                raise ConnectionError(line.decode())
-            if line.startswith(b": hello"):
-                ready.set()
-            elif line.startswith(b"event: "):
-                name = line[7:].strip()
-            elif line.startswith(b"data: ") and name == b"text":
-                take(run, orjson.loads(line[6:])["t"])
-            elif line.startswith(b"data: ") and name == b"turn-end":
-                return
-    finally:
-        writer.close()
-
-
 async def through(
-    patchbay: Patchbay, paths: list[str], cookies: list[str], rate: float
+    patchbay: Patchbay, seeded: list[tuple[str, str]], level: Level, *, until: float = 0.0
 ) -> list[Run]:
-    async with httpx.AsyncClient(base_url=patchbay.url, trust_env=False, timeout=60) as client:
+    """The replies as pages get them; with `until` (monotonic) pages ask again until then."""
 
-        async def one(number: int) -> Run:
-            await asyncio.sleep(number / rate)
-            run, ready, path, cookie = Run(), asyncio.Event(), paths[number], cookies[number]
-            stream = asyncio.create_task(follow(patchbay.port, path, cookie, run, ready))
-            await asyncio.wait(
-                [stream, asyncio.create_task(ready.wait())], return_when="FIRST_COMPLETED"
-            )
+    async def one(number: int) -> list[Run]:
+        path, key = seeded[number]
+        cookie = f"patchbay_session={key}; patchbay_csrf={CSRF}"
+        page = Page(patchbay.port, path, cookie)
+        await asyncio.sleep(number / level.rate)
+        await page.open()
+        await asyncio.sleep(0.5)
+        runs = []
+        while len(runs) < level.messages or time.monotonic() < until:
+            runs.append(await page.ask())
             await asyncio.sleep(0.3)
-            run.posted = time.monotonic_ns()
-            answer = await client.post(
-                f"{path}send/",
-                data={"text": "go"},
-                headers={"Cookie": cookie, "X-CSRFToken": CSRF, "Origin": patchbay.url},
-            )
-            run.answered = time.monotonic_ns()
-            if answer.status_code != 303:
-                raise RuntimeError(f"refused: {answer.status_code} {answer.text[:500]}")
-            await stream
-            return run
+        page.close()
+        return runs
 
-        return list(await asyncio.gather(*(one(number) for number in range(len(paths)))))
+    runs = await asyncio.gather(*(one(number) for number in range(level.sessions)))
+    return [run for session in runs for run in session]
 
 
 SEED = """
@@ -221,113 +228,175 @@ print("OUT" + json.dumps(out))
 LOOK = """
 import json
 from sessions.models import Message, Turn
-out = {}
-for turn in Turn.objects.select_related("chat__workspace"):
+out = []
+for turn in Turn.objects.order_by("created_at"):
     sent = Message.objects.get(turn=turn, step=0)
-    out[turn.chat.get_absolute_url()] = [sent.created_at.timestamp(), turn.started_at.timestamp()]
+    out.append([sent.created_at.timestamp(), turn.started_at.timestamp()])
 print("OUT" + json.dumps(out))
 """
 
 
-def shell(patchbay: Patchbay, code: str) -> object:
+def shell(patchbay: Patchbay, code: str) -> Any:
     output = patchbay.manage("shell", "-v", "0", "-c", code).stdout
     return json.loads(output[output.index("OUT") + 3 :])
 
 
-def measure(count: int, rate: float, tokens: int, folder: Path) -> None:
-    fakes_process = subprocess.Popen(
-        [sys.executable, "-m", "tests.fakes"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+def measure(level: Level, hold: float, folder: Path) -> None:
+    print(
+        f"\n{level.name}: {level.sessions} session(s), {level.rate:.0f} new a second, "
+        f"{level.messages} x {level.tokens} tokens at {SPEED} tokens/s",
+        flush=True,
     )
+    tables = []
+    with running("tests.fakes") as (fakes, _pid):
+        before = own_cpu()
+        runs = asyncio.run(straight(fakes, level))
+        tables.append(Table("direct client", runs, taken(fakes), {"client": own_cpu() - before}))
+        with running("tests.bench.relay", fakes, GOOD_KEY) as (url, pid):
+            asyncio.run(straight(url, replace(level, sessions=1, messages=1)))
+            taken(fakes)
+            before = cpu_of({"relay": pid})
+            runs = asyncio.run(straight(url, level))
+            used = spent(before, cpu_of({"relay": pid}))
+            tables.append(Table("minimal relay", runs, taken(fakes), used, memory_of([pid])))
+        with Patchbay(folder / level.name, env=ENV) as patchbay:
+            tables.insert(0, patchbays(patchbay, fakes, level, hold))
+    for table in tables:
+        table.show(level)
+    ours, direct, relay = tables
+    print(
+        f"  CPU a token, ratio to the direct client {ours.cost / direct.cost:.1f}, to the minimal "
+        f"relay {ours.cost / relay.cost:.1f}",
+        flush=True,
+    )
+
+
+def patchbays(patchbay: Patchbay, fakes: str, level: Level, hold: float) -> Table:
+    patchbay.setup_admin()
+    base, count = f"{fakes}/openai/v1", level.sessions + 1
+    names = {"base": base, "model": model_of(level), "key": GOOD_KEY, "count": count}
+    seeded = shell(patchbay, SEED.format(**names, share=PEOPLE_SHARE))
+    # Some replies before the clock runs, so that every part has been used.
+    asyncio.run(through(patchbay, seeded[-1:], replace(level, sessions=1, messages=2)))
+    taken(fakes)
+    before = cpu_of(patchbay.pids())
+    memory: list[float] = []
+    runs = asyncio.run(watched(patchbay, seeded, level, hold, memory))
+    used = spent(before, cpu_of(patchbay.pids()))
+    records = taken(fakes)
+    rows = shell(patchbay, LOOK)
+    return Table("Patchbay", runs, records, used, max(memory), rows[-len(runs) :])
+
+
+async def watched(
+    patchbay: Patchbay,
+    seeded: list[tuple[str, str]],
+    level: Level,
+    hold: float,
+    memory: list[float],
+) -> list[Run]:
+    """The replies, while the memory of all processes is looked at."""
+    assert patchbay.process is not None
+    pids = [*patchbay.pids().values(), patchbay.process.pid]
+
+    async def look() -> None:
+        started = time.monotonic()
+        while True:
+            await asyncio.sleep(60 if hold else 2)
+            memory.append(memory_of(pids))
+            if hold:
+                minutes = (time.monotonic() - started) / 60
+                print(f"  memory after {minutes:4.1f} min  {memory[-1]:.0f} MB", flush=True)
+
+    looking = asyncio.create_task(look())
     try:
-        assert fakes_process.stdout is not None
-        fakes = fakes_process.stdout.readline().strip()
-        model = f"bench-30tps-{tokens}"
-        straight, straight_cpu = asyncio.run(direct(fakes, count, rate, model))
-        with Patchbay(folder / str(count), env=ENV) as patchbay:
-            patchbay.setup_admin()
-            seeded = shell(
-                patchbay,
-                SEED.format(
-                    base=f"{fakes}/openai/v1",
-                    model=model,
-                    key=GOOD_KEY,
-                    count=count + 1,
-                    share=PEOPLE_SHARE,
-                ),
-            )
-            paths = [path for path, _ in seeded]
-            cookies = [f"patchbay_session={key}; patchbay_csrf={CSRF}" for _, key in seeded]
-            # One reply before the clock runs, so that every part has been used once.
-            asyncio.run(through(patchbay, paths[-1:], cookies[-1:], rate))
-            httpx.post(f"{fakes}/_reset", trust_env=False)
-            before = cpu_of(patchbay.pids())
-            runs = asyncio.run(through(patchbay, paths[:-1], cookies[:-1], rate))
-            after = cpu_of(patchbay.pids())
-            memory = memory_of(patchbay.pids().values())
-            rows = shell(patchbay, LOOK)
-            records = httpx.get(f"{fakes}/_requests", trust_env=False).json()
+        return await through(patchbay, seeded, level, until=time.monotonic() + 60 * hold)
     finally:
-        fakes_process.terminate()
-        fakes_process.wait()
-    report(count, tokens, straight, straight_cpu, runs, paths, rows, records, before, after, memory)
+        looking.cancel()
+        memory.append(memory_of(pids))
 
 
-def report(
-    count, tokens, straight, straight_cpu, runs, paths, rows, records, before, after, memory
-):
-    offset = time.time_ns() - time.monotonic_ns()
-    # Requests carry no session: both lists in the order of time are the same order at this rate.
-    asked = sorted((r for r in records if r["first_token_ns"]), key=lambda r: r["received_ns"])
-    claimed = sorted((rows[path] for path in paths[:-1]), key=lambda row: row[1])
-    own = [r["first_token_ns"] - r["received_ns"] for r in asked]
-    mean_own = statistics.median(own)
-    added = [(run.first - run.posted - mean_own) / 1e6 for run in runs]
-    direct_added = [(run.first - run.posted - mean_own) / 1e6 for run in straight]
-    parts = {
-        "POST answered": [(run.answered - run.posted) / 1e6 for run in runs],
-        "doorbell (stored to claimed)": [(row[1] - row[0]) * 1e3 for row in claimed],
-        "claimed to request": [
-            (record["received_ns"] + offset) / 1e6 - row[1] * 1e3
-            for record, row in zip(asked, claimed, strict=False)
-        ],
-        "provider's token to browser": [run.delays[0] / 1e6 for run in runs if run.delays],
-    }
-    relayed = sum(len(run.delays) for run in runs)
-    used = {name: after[name] - before[name] for name in after}
-    each = {name: seconds / relayed * 1e6 for name, seconds in used.items()}
-    lost = count * tokens - relayed
-    straight_each = straight_cpu / sum(len(run.delays) for run in straight) * 1e6
-    print(f"\n{count} concurrent session(s), {tokens} tokens each at 30 tokens/s")
-    print("  ms, median / p99              Patchbay             direct client")
-    print(f"  first token added     {quantiles(added)}     {quantiles(direct_added)}")
-    for name, values in parts.items():
-        print(f"    {name:<28}{quantiles(values)}")
-    print(
-        f"  relay of a token      {quantiles(d / 1e6 for r in runs for d in r.delays)}"
-        f"     {quantiles(d / 1e6 for r in straight for d in r.delays)}"
-    )
-    shares = ", ".join(f"{name} {cost:.0f}" for name, cost in each.items())
-    total = sum(each.values())
-    print(
-        f"  CPU a token           {total:.0f} µs ({shares}); direct client {straight_each:.0f} µs"
-    )
-    print(f"  ratio to direct       CPU {total / straight_each:.1f} x")
-    print(f"  memory                {memory:.0f} MB (proportional, all processes)")
-    print(f"  tokens                {relayed} relayed, {lost} lost", flush=True)
+def taken(fakes: str) -> list[dict[str, Any]]:
+    """The provider's own record of the replies since it was asked last."""
+    found = httpx.get(f"{fakes}/_requests", trust_env=False).json()
+    httpx.post(f"{fakes}/_reset", trust_env=False)
+    return [record for record in found if record["first_token_ns"]]
+
+
+def spent(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    return {name: after[name] - before[name] for name in after}
+
+
+@dataclass
+class Table:
+    """What one way of relaying came to. `used`: seconds of CPU by process."""
+
+    name: str
+    runs: list[Run]
+    records: list[dict[str, Any]]
+    used: dict[str, float]
+    memory: float = 0.0
+    rows: Sequence[tuple[float, float]] = ()  # when a message was stored, and its turn claimed
+
+    @property
+    def relayed(self) -> int:
+        return sum(len(run.delays) for run in self.runs)
+
+    @property
+    def cost(self) -> float:
+        return sum(self.used.values()) / self.relayed * 1e6
+
+    def show(self, level: Level) -> None:
+        # Requests carry no session, but each first token its time.
+        runs = sorted(self.runs, key=lambda run: run.stamps[0])
+        asked = sorted(self.records, key=lambda record: record["first_token_ns"])
+        own = [record["first_token_ns"] - record["received_ns"] for record in asked]
+        added = [
+            (run.first - run.posted - provider) / 1e6
+            for run, provider in zip(runs, own, strict=True)
+        ]
+        shares = ", ".join(f"{n} {s / self.relayed * 1e6:.0f}" for n, s in self.used.items())
+        lost = len(self.runs) * level.tokens - self.relayed
+        wrong = sum(run.out_of_order for run in self.runs)
+        print(f"  {self.name}")
+        print(f"    first token added, p50 / p99 ms {quantiles(added)}")
+        for name, values in self._parts(asked).items():
+            print(f"      {name:<30}{quantiles(values)}")
+        delays = (delay / 1e6 for run in self.runs for delay in run.delays)
+        print(f"    relay of a token, p50 / p99 ms  {quantiles(delays)}")
+        print(f"    CPU a token                     {self.cost:.0f} µs ({shares})")
+        if self.memory:
+            print(f"    memory at most                  {self.memory:.0f} MB")
+        print(f"    tokens                          {self.relayed}, {lost} lost, {wrong} misplaced")
+
+    def _parts(self, asked: list[dict[str, Any]]) -> dict[str, list[float]]:
+        """The way of a message to the first token, as far as it is known."""
+        if not self.rows:
+            return {}
+        offset = time.time_ns() - time.monotonic_ns()
+        received = sorted((record["received_ns"] + offset) / 1e6 for record in asked)
+        claimed = sorted(row[1] * 1e3 for row in self.rows)
+        return {
+            "POST answered": [(run.answered - run.posted) / 1e6 for run in self.runs],
+            "stored to claimed": [(row[1] - row[0]) * 1e3 for row in self.rows],
+            "claimed to request": [a - b for a, b in zip(received, claimed, strict=False)],
+            "provider's token to page": [run.delays[0] / 1e6 for run in self.runs],
+            "fetches of the turns (number)": [float(run.fetches) for run in self.runs],
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--sessions", default="1,20,100", help="concurrent sessions, with commas")
-    parser.add_argument("--rate", type=float, default=10, help="new messages a second")
-    parser.add_argument("--tokens", type=int, default=300, help="tokens of a reply, 30 a second")
+    parser.add_argument("--levels", default="alone,10,steady,burst", help="with commas")
+    parser.add_argument("--hold", type=float, default=0.0, help="minutes a level lasts at least")
     chosen = parser.parse_args()
     collect_static()
     with tempfile.TemporaryDirectory(prefix="patchbay-bench-") as folder:
-        for count in map(int, chosen.sessions.split(",")):
-            # At the highest level all streams overlap: the first lasts until the last began.
-            tokens = max(chosen.tokens, int(30 * count / chosen.rate) + 90)
-            measure(count, chosen.rate, tokens, Path(folder))
+        for name in chosen.levels.split(","):
+            level = Level.of(name)
+            if chosen.hold:
+                level = replace(level, tokens=1500)  # within the sends a person may have a minute
+            measure(level, chosen.hold, Path(folder))
 
 
 if __name__ == "__main__":

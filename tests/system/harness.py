@@ -31,7 +31,7 @@ _KEPT = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONDONTWRI
 _COMMANDS = {
     "web": "config.web",
     "worker": "celery --quiet -A config worker",
-    "beat": "celery --quiet -A config beat",
+    "beat": "config.beat",
     "valkey": "valkey-server",
 }
 

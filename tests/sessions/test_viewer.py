@@ -1,0 +1,70 @@
+"""What an open page is written: at once, but changes that come together as one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+
+from sessions.stream import SOON, Encoded, Viewer
+
+
+def event(number: int, name: str, **data: object) -> Encoded:
+    return Encoded.of(b"%d-0" % number, {b"e": name.encode(), b"d": orjson.dumps(data)})
+
+
+def viewer() -> Viewer:
+    made = Viewer("0-0", 0)
+    made.catch_up([])
+    return made
+
+
+async def test_text_is_written_at_once():
+    page = viewer()
+    waiting = asyncio.create_task(page.wait(60))
+    await asyncio.sleep(0)
+    page.put(event(1, "text", t="Hello"))
+    assert await asyncio.wait_for(waiting, SOON / 2)
+    assert b'"Hello"' in page.drain()
+
+
+async def test_of_changes_that_come_together_the_last_is_written():
+    page = viewer()
+    for version in (1, 2, 3):
+        page.put(event(version, "changed", v=version))
+    assert await asyncio.wait_for(page.wait(60), 5)
+    written = page.drain()
+    assert written.count(b"event: changed") == 1
+    assert b'{"v":3}' in written
+    assert page.version == 3
+
+
+async def test_a_change_waits_no_longer_than_the_text_after_it():
+    page = viewer()
+    page.put(event(1, "changed", v=1))
+    page.put(event(2, "text", t="Hello"))
+    assert await asyncio.wait_for(page.wait(60), SOON / 2)
+    written = page.drain()
+    assert written.index(b"changed") < written.index(b"Hello")
+    page.put(event(3, "changed", v=2))
+    page.put(event(4, "turn-end", v=3))
+    assert await asyncio.wait_for(page.wait(60), SOON / 2)
+    assert page.drain().index(b"changed") < 60
+
+
+async def test_the_wait_after_a_change_that_was_written_already_is_a_wait():
+    page = viewer()
+    page.put(event(1, "changed", v=1))
+    page.put(event(2, "text", t="Hello"))
+    assert await page.wait(60)
+    page.drain()
+    await asyncio.sleep(2 * SOON)  # the change's own time comes
+    assert not await page.wait(60)
+    waiting = asyncio.create_task(page.wait(60))
+    await asyncio.sleep(SOON)
+    assert not waiting.done()
+    page.wake_when_due(asyncio.get_running_loop().time())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    page.wake_when_due(asyncio.get_running_loop().time() + 61)
+    assert not await asyncio.wait_for(waiting, 5)
