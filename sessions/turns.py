@@ -853,6 +853,13 @@ class Step:
     steered: Sequence[Message]
 
 
+_BEGUN = Select(
+    lambda turn_id, step: Message.objects.filter(
+        turn_id=turn_id, step=step, role=Message.Role.ASSISTANT
+    )[:1]
+)
+
+
 @transaction.atomic
 def begin_step(
     turn: Turn, token: uuid.UUID, number: int, *, receipt: uuid.UUID | None = None
@@ -865,8 +872,7 @@ def begin_step(
     mine = Turn(pk=turn.pk, step=number, request_sent=True)
     if not update(mine, "step", "request_sent", lease_token=token, state=Turn.State.RUNNING):
         raise LeaseLost
-    begun = Message.objects.filter(turn=turn, step=number, role=Message.Role.ASSISTANT).first()
-    if begun is not None:
+    if begun := _BEGUN.first(turn.pk, number):
         delivered = Message.objects.filter(
             turn=turn, step=number - 1, delivery=Message.Delivery.DELIVERED
         ).prefetch_related("attachments")

@@ -209,7 +209,7 @@ def compact(value: float | None) -> str:
     for size, suffix in ((1_000_000, "M"), (1_000, "K")):
         # 999,950 would round to "1000.0K"
         if value >= size * 0.99995:
-            short = value / size
+            short = float(value) / size  # a database may have summed up decimals
             places = 0 if short >= 99.95 or round(short, 1).is_integer() else 1
             # `number_format` rounds nothing, it cuts.
             return formats.number_format(round(short, places), places, use_l10n=True) + suffix
