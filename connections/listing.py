@@ -26,7 +26,7 @@ from connections.deleting import recently_deleted
 from connections.models import Connection, ProbeResult, Secret
 from workspaces.models import User
 
-PER_PAGE = 40
+PER_PAGE = 30
 FILTER_FROM = 2  # connections: one alone needs no search
 
 _NO_SECRET = ~Exists(
