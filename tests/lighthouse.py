@@ -1,6 +1,8 @@
-"""`make lighthouse`: Lighthouse over the main pages of a demo, as a desktop sees them.
+"""`make lighthouse`: Lighthouse over the main pages of a demo.
 
-    python -m tests.lighthouse [PAGE …]
+    python -m tests.lighthouse [--phone] [PAGE …]
+
+Measures as a desktop sees them; `--phone` as a slow phone in a slow mobile network does.
 
 It needs Node's `npx` and Chromium; PATCHBAY_LIGHTHOUSE names another command than `npx --yes
 lighthouse@12`. A page that misses a target is measured again, three times at most, and its best
@@ -50,13 +52,17 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of: {', '.join(PAGES)}")
-    chosen = parser.parse_args().pages or list(PAGES)
+    parser.add_argument("--phone", action="store_true", help="as a slow phone, not as a desktop")
+    arguments = parser.parse_args()
+    chosen = arguments.pages or list(PAGES)
     if unknown := [name for name in chosen if name not in PAGES]:
         parser.error(f"no such page: {', '.join(unknown)}")
     command = shlex.split(os.environ.get("PATCHBAY_LIGHTHOUSE", "npx --yes lighthouse@12"))
     if shutil.which(command[0]) is None:
         print(f"Lighthouse needs {command[0]}: install Node.js (nothing else needs it).")
         return 2
+    if not arguments.phone:  # Lighthouse itself takes a phone
+        command.append("--preset=desktop")
     collect_static()
     port, chromium, all_reached = free_port(), find_browser(), True
     with demo() as at, sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
@@ -92,7 +98,7 @@ def look_at(command: list[str], port: int, url: str) -> tuple[dict[str, int], Re
     for _ in range(TIMES):
         done = subprocess.run(
             [
-                *(*command, url, f"--port={port}", "--quiet", "--preset=desktop"),
+                *(*command, url, f"--port={port}", "--quiet"),
                 *("--output=json", f"--only-categories={','.join(TARGETS)}"),
             ],
             capture_output=True,
