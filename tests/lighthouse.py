@@ -76,15 +76,16 @@ def main() -> int:
         measured = playwright.chromium.launch_persistent_context(
             profile, executable_path=chromium, args=[f"--remote-debugging-port={port}"]
         )
-        print(f"{'':<12}", *(f"{kind:>14}" for kind in TARGETS), f"{'sent':>8}")
+        print(f"{'':<12}", *(f"{kind:>14}" for kind in TARGETS), f"{'LCP':>8} {'sent':>8}")
         for name in chosen:
             measured.clear_cookies()
             if name not in SIGNED_OUT:
                 measured.add_cookies(cookies)
             scores, report = look_at(command, port, addresses[name])
+            painted = report["audits"]["largest-contentful-paint"]["numericValue"] / 1000
             sent = report["audits"]["total-byte-weight"]["numericValue"] / 1024
             row = (f"{score:>14}" for score in scores.values())
-            print(f"{name:<12}", *row, f"{sent:>5.0f} KB", flush=True)
+            print(f"{name:<12}", *row, f"{painted:>6.1f} s {sent:>5.0f} KB", flush=True)
             if not reached(scores):
                 all_reached = False
                 explain(report, scores)
