@@ -98,8 +98,7 @@ def _made_before(chat: ChatSession, actor: User, client_key: str) -> ChatSession
 
 
 def _usable(chat: ChatSession, actor: User) -> Connection:
-    if chat.doomed_at is not None:
-        raise turns.Refused("gone", _("This session is being deleted."))
+    turns._check_there(chat)
     connection = turns._resolved(chat, actor, Choice(chat.connection_id, chat.locked_at)).connection
     assert connection is not None
     return connection
