@@ -206,10 +206,12 @@ class Reader:
         self._ask_places = 0.0  # not before: a dead Redis isn't asked for every page
         self._leaving: set[asyncio.Task[None]] = set()
         self._open: set[Viewer] = set()
+        self._ticks = False  # one timer, also when a page that was the last is reloaded at once
 
     def open(self, viewer: Viewer) -> None:
         """From now on the viewer's `wait` ends in time."""
-        if not self._open:
+        if not self._ticks:
+            self._ticks = True
             asyncio.get_running_loop().call_later(TICK, self._tick)
         self._open.add(viewer)
 
@@ -220,7 +222,8 @@ class Reader:
         loop = asyncio.get_running_loop()
         for viewer in self._open:
             viewer.wake_when_due(loop.time())
-        if self._open:
+        self._ticks = bool(self._open)
+        if self._ticks:
             loop.call_later(TICK, self._tick)
 
     async def watch(self, chat_id: uuid.UUID, viewer: Viewer) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import orjson
 
-from sessions.stream import SOON, Encoded, Viewer
+from sessions.stream import SOON, Encoded, Reader, Viewer
 
 
 def event(number: int, name: str, **data: object) -> Encoded:
@@ -76,3 +76,21 @@ async def test_the_wait_after_a_change_that_was_written_already_is_a_wait():
     assert not waiting.done()
     page.wake_when_due(asyncio.get_running_loop().time() + 61)
     assert not await asyncio.wait_for(waiting, 5)
+
+
+async def test_however_often_the_only_page_is_opened_anew_one_timer_serves_it(monkeypatch):
+    reader, page, timers = Reader(), viewer(), []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda _delay, call: timers.append(call))
+    for _ in range(3):
+        reader.open(page)
+        reader.close(page)
+    reader.open(page)
+    assert len(timers) == 1
+    timers.pop()()
+    assert len(timers) == 1
+    reader.close(page)
+    timers.pop()()
+    assert not timers
+    reader.open(page)
+    assert len(timers) == 1
