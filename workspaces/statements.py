@@ -125,6 +125,8 @@ class _Fixed:
 
 
 def _prepared(value: Any, connection: BaseDatabaseWrapper) -> Any:
+    if value is None:
+        raise TypeError("None would equal nothing: it needs a query of its own")
     field = _PREPARED.get(type(value))
     return value if field is None else field.get_db_prep_value(value, connection)
 

@@ -62,6 +62,12 @@ def test_each_call_brings_its_own_values(chat):
     assert select.first(uuid.uuid4(), now) is None
 
 
+def test_none_is_refused_rather_than_compared(chat):
+    select = Select(lambda source: ChatSession.objects.filter(continued_from_id=source))
+    with pytest.raises(TypeError):
+        select.all(chat.continued_from_id)
+
+
 def test_annotations_and_values_come_along(chat):
     Turn.objects.create(chat=chat, number=1)
     turns = Turn.objects.filter(chat=OuterRef("pk"))
