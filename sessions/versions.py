@@ -24,9 +24,10 @@ from workspaces.models import User
 
 
 def first_message(chat: ChatSession, message_id: uuid.UUID) -> Message | None:
-    """The message, where it began a turn of this session: what can be edited and sent again."""
+    """The message, where it began a turn of this session: what can be edited and sent again. One
+    that was steered into a turn, or is on its way there, isn't."""
     messages = Message.objects.filter(chat=chat, role=Message.Role.USER, turn__isnull=False, step=0)
-    messages = messages.exclude(delivery=Message.Delivery.DELIVERED).select_related("turn")
+    messages = messages.filter(delivery=Message.Delivery.SENT).select_related("turn")
     return messages.filter(pk=message_id).first()
 
 

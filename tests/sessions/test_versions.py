@@ -126,6 +126,14 @@ def test_what_was_steered_into_the_turn_is_asked_again_with_it(chat, bob):
     assert versions.first_message(chat, steered.pk) is None
 
 
+def test_what_is_on_its_way_into_a_running_turn_began_none(chat, bob):
+    turn = turns.claim(turns.send(chat.pk, bob, "first", ring=False).turn.pk)
+    turns.begin_step(turn, turn.lease_token, 1)
+    turns.send(chat.pk, bob, "and that", ring=False)
+    [claimed] = turns.claim_steering(turn, turn.lease_token)
+    assert versions.first_message(chat, claimed.pk) is None
+
+
 def test_the_pages_lead_from_one_version_to_the_other(client, chat, bob):
     answered(chat, bob, "first")
     answered(chat, bob, "second")
