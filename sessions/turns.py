@@ -880,10 +880,12 @@ def begin_step(
     if not update(mine, "step", "request_sent", lease_token=token, state=Turn.State.RUNNING):
         raise LeaseLost
     if begun := _BEGUN.first(turn.pk, number):
+        if receipt is not None or number == 1:  # of a turn that was retried, step 0 has it all
+            return Step(number, begun.pk, [])
         delivered = Message.objects.filter(
             turn=turn, step=number - 1, delivery=Message.Delivery.DELIVERED
         ).prefetch_related("attachments")
-        return Step(number, begun.pk, [] if receipt else list(delivered.order_by("place", "seq")))
+        return Step(number, begun.pk, list(delivered.order_by("place", "seq")))
     steered: list[Message] = []
     if receipt is not None:
         _deliver(turn, receipt, number - 1)
