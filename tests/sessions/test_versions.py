@@ -134,6 +134,21 @@ def test_what_is_on_its_way_into_a_running_turn_began_none(chat, bob):
     assert versions.first_message(chat, claimed.pk) is None
 
 
+def test_too_many_replies_at_once_are_too_many_here_as_well(client, chat, bob, settings):
+    answered(chat, bob, "first")
+    client.force_login(bob)
+    here = chat.get_absolute_url()
+    again = f"{here}messages/{question(chat, 1).pk}/again/"
+    settings.TURNS_PER_PERSON = 1
+    other = ChatSession.objects.create(workspace=chat.workspace, owner=bob)
+    turns.send(other.pk, bob, "a long one", ring=False)
+    for address, sent in ((again, {"text": "a better one"}), (f"{here}regenerate/", {"turn": 1})):
+        response = client.post(address, sent)
+        assert (response.status_code, bool(response.headers["Retry-After"])) == (429, True)
+    assert "a better one" in client.post(again, {"text": "a better one"}).content.decode()
+    assert not ChatSession.objects.filter(continued_from=chat).exists()
+
+
 def test_the_pages_lead_from_one_version_to_the_other(client, chat, bob):
     answered(chat, bob, "first")
     answered(chat, bob, "second")
