@@ -23,7 +23,7 @@ import redis
 import redis.asyncio
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, InterfaceError, connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import translation
@@ -350,7 +350,7 @@ class Checks:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def look(self, sign_in: SignIn, chat_id: uuid.UUID) -> Watch | None:
-        """Raises `SignedOut`, or `DatabaseError` when there is no answer."""
+        """Raises `SignedOut`, or an error of the database when there is no answer."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Watch | SignedOut | None] = loop.create_future()
         if not self._waiting:
@@ -474,7 +474,7 @@ async def _follow(
             every = (CHECK_EVERY if hears else DEGRADED_EVERY) if not behind else 1.0
             if now - checked >= every:
                 checked = now - now % every
-                with contextlib.suppress(DatabaseError):
+                with contextlib.suppress(DatabaseError, InterfaceError):
                     try:
                         found = await _look.look(sign_in, chat_id)
                     except SignedOut:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
+from types import SimpleNamespace
 
 import orjson
+import pytest
+from django.db import InterfaceError, OperationalError
 
+from sessions import stream
 from sessions.stream import SOON, Encoded, Reader, Viewer
 
 
@@ -94,3 +99,25 @@ async def test_however_often_the_only_page_is_opened_anew_one_timer_serves_it(mo
     assert not timers
     reader.open(page)
     assert len(timers) == 1
+
+
+@pytest.mark.parametrize("fault", [OperationalError, InterfaceError])
+async def test_a_page_is_followed_though_the_database_is_away(monkeypatch, fault):
+    reader, page = Reader(), viewer()
+
+    async def watch(*_: object) -> None:
+        return None
+
+    async def look(*_: object) -> None:
+        page.put(event(1, "text", t="Hello"))
+        raise fault
+
+    monkeypatch.setattr(reader, "watch", watch)
+    monkeypatch.setattr(reader, "leave_place", lambda *_: None)
+    monkeypatch.setattr(stream, "_reader", lambda: reader)
+    monkeypatch.setattr(stream._look, "look", look)
+    sign_in = SimpleNamespace(user_id=uuid.uuid4())
+    following = stream._follow(sign_in, uuid.uuid4(), page, "place")
+    assert b"hello" in await anext(following)
+    assert b"Hello" in await anext(following)
+    await following.aclose()
