@@ -72,6 +72,12 @@ def test_the_same_key_is_one_session_and_a_refusal_is_none(chat, bob, connection
     assert versions.send_edited(message, bob, "better", client_key="k") == new
     assert versions.send_edited(message, bob, "better", client_key="l") != new
     assert ChatSession.objects.count() == 3
+    # From a page that one went back to: nothing that was typed or chosen is lost.
+    assert said(versions.send_edited(message, bob, "best", client_key="k"))[0][2] == "best"
+    large = versions.send_edited(message, bob, "better", model="large", client_key="k")
+    assert large.turns.get().model == "large"
+    assert versions.send_edited(message, bob, "better", model="large", client_key="k") == large
+    ChatSession.objects.exclude(pk__in=[chat.pk, new.pk]).delete()
     for text, model in (("  ", ""), ("x" * 200_001, ""), ("fine", "no-such-model")):
         with pytest.raises(turns.Refused):
             versions.send_edited(message, bob, text, model=model)
@@ -80,7 +86,7 @@ def test_the_same_key_is_one_session_and_a_refusal_is_none(chat, bob, connection
         versions.send_edited(message, bob, "fine")
     with pytest.raises(turns.Refused):
         versions.regenerate(chat.pk, bob, 1)
-    assert ChatSession.objects.count() == 3
+    assert ChatSession.objects.count() == 2
 
 
 def test_the_last_answer_is_asked_for_again_and_the_old_one_stays(chat, bob):
