@@ -87,10 +87,14 @@ class Encoded:
         if self.whole:
             return self.whole
         if language not in self.words:
-            with translation.override(language):
-                data = wording.worded(self.name, orjson.loads(self.data))
-            becomes = wording.BECOMES[self.name]
-            self.words[language] = _chunk(self.identifier, becomes, orjson.dumps(data))
+            try:
+                with translation.override(language):
+                    data = wording.worded(self.name, orjson.loads(self.data))
+                becomes = wording.BECOMES[self.name]
+                self.words[language] = _chunk(self.identifier, becomes, orjson.dumps(data))
+            except Exception:  # what one model wrote keeps no page of others from its text
+                logger.exception("an event can't be put into words")
+                self.words[language] = b""
         return self.words[language]
 
 

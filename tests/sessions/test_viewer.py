@@ -121,3 +121,14 @@ async def test_a_page_is_followed_though_the_database_is_away(monkeypatch, fault
     assert b"hello" in await anext(following)
     assert b"Hello" in await anext(following)
     await following.aclose()
+
+
+async def test_an_event_that_cannot_be_worded_keeps_no_other(monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(stream.wording, "worded", broken)
+    page = viewer()
+    page.put(event(1, "tool", m="m", b=0, call={}))
+    page.put(event(2, "text", t="Hello"))
+    assert b"Hello" in page.drain()
