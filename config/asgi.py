@@ -26,8 +26,9 @@ from django.conf import settings  # noqa: E402
 from config.fair import FairShare  # noqa: E402
 from config.limits import BodyLimits  # noqa: E402
 from config.static import StaticFiles  # noqa: E402
-from config.threads import RequestThreads, settle_in  # noqa: E402
+from config.threads import RequestThreads  # noqa: E402
 from workspaces import logs  # noqa: E402
+from workspaces.runtime import settle_in  # noqa: E402
 
 DRAWING = 4  # pages that ask for their turns again, at once
 

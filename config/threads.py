@@ -7,8 +7,6 @@ SQLite so are their connections, which cost more to open than most pages cost to
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,17 +15,6 @@ from django.db import connections
 
 # Most of them wait for a lock or an answer: they are many so that one that hangs holds up nobody.
 THREADS = 64
-# Seconds after which a thread that computes lets another one go on. Each database call of a request
-# or a turn lets go of the interpreter, and has to wait that long to get it back from a busy loop.
-TURN = 0.0005
-
-
-def settle_in() -> None:
-    """For a process that has loaded what it needs: its threads take shorter turns, and what it
-    loaded is never looked at again for garbage (a tenth of a second each time)."""
-    sys.setswitchinterval(TURN)
-    gc.collect()
-    gc.freeze()
 
 
 class RequestThreads(ThreadPoolExecutor):

@@ -11,10 +11,9 @@ from celery.signals import worker_init, worker_shutdown, worker_shutting_down
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from config.threads import settle_in
 from sessions import belongings, bus, keeping
 from sessions.worker import get_crew
-from workspaces.runtime import get_runtime
+from workspaces.runtime import get_runtime, settle_in
 
 logger = logging.getLogger(__name__)
 
