@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 
 from asgiref.typing import (
     ASGI3Application,
@@ -20,6 +19,7 @@ from asgiref.typing import (
     ASGISendEvent,
     Scope,
 )
+from django.http import parse_cookie
 
 AT_ONCE = 2
 LONGEST_WAIT = 2.0  # seconds
@@ -91,12 +91,6 @@ async def _wait(line: _Line) -> None:
 
 
 def session_of(scope: Scope, name: str) -> str:
-    """The session cookie's value, "" without one."""
-    for header, value in scope["headers"]:
-        if header == b"cookie":
-            try:
-                found = SimpleCookie(value.decode("latin-1")).get(name)
-            except CookieError:
-                return ""
-            return found.value if found else ""
-    return ""
+    """The session cookie's value as Django will read it, "" without one."""
+    cookies = [value.decode("latin-1") for header, value in scope["headers"] if header == b"cookie"]
+    return parse_cookie("; ".join(cookies)).get(name, "")

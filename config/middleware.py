@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
-from django.db import DatabaseError
+from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.middleware.gzip import GZipMiddleware, re_accepts_gzip
@@ -132,7 +132,8 @@ class PersonsLanguage(LocaleMiddleware):
 
     def process_request(self, request: HttpRequest) -> None:
         chosen = ""
-        with contextlib.suppress(DatabaseError):  # the pages that need none go on without
+        # Pages that need no database go on without it.
+        with contextlib.suppress(DatabaseError, InterfaceError):
             chosen = language_of(request.user)
         if chosen:
             translation.activate(chosen)

@@ -204,19 +204,24 @@ class Writer:
     async def _flush(self, batch: list[tuple[str, str, dict[str, Any]]]) -> None:
         if not batch or time.monotonic() < self._not_before:
             return
-        keys = [key_of(chat_id) for chat_id, _name, _data in batch]
-        events = [
-            part
-            for _chat_id, name, data in batch
-            for part in ("0" if name == "text" else "1", name, orjson.dumps(data))
-        ]
+        chats: list[str] = []
+        events: list[str | bytes] = []
+        for chat_id, name, data in batch:
+            try:
+                written = orjson.dumps(data)
+            except TypeError:  # arguments that a model nested too deeply: others' text goes on
+                logger.warning("an event of %s can't be written", chat_id)
+                continue
+            chats.append(chat_id)
+            events += ["0" if name == "text" else "1", name, written]
+        keys = [key_of(chat_id) for chat_id in chats]
         try:
             ids = await self._client.eval(_ADD_ALL, len(keys), *keys, MAX_EVENTS, EXPIRE, *events)
         except (redis.RedisError, OSError) as error:
             self._not_before = time.monotonic() + SKIP_AFTER_FAILURE
             logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
         else:
-            for (chat_id, _, _), identifier in zip(batch, ids, strict=False):
+            for chat_id, identifier in zip(chats, ids, strict=False):
                 self._last_ids[chat_id] = (
                     identifier.decode() if isinstance(identifier, bytes) else str(identifier)
                 )

@@ -61,6 +61,7 @@ def _continue(
     chat_id: uuid.UUID, actor: User, connection: Connection | None, files: list[str]
 ) -> ChatSession:
     chat = turns._lock(chat_id)
+    turns._check_there(chat)
     if not chat.is_locked:
         raise turns.Refused(
             "not_locked", _("This session isn't locked yet: choose another connection in it.")
@@ -73,11 +74,14 @@ def _continue(
     is_whole = last is None or last.state == Turn.State.DONE
     kept = number if is_whole else number - 1  # the turns that aren't asked again
     before = ChatSession.objects.filter(
-        continued_from=chat, connection=target, owner=actor, continued_turns=kept
+        continued_from=chat, connection=target, owner=actor, continued_turns=kept, doomed_at=None
     ).order_by("-created_at")
     for one in before[:1]:
         if not Turn.objects.filter(chat=one, number__gt=number).exists():
             return one
+    if not is_whole or turns.waiting(chat).exists():  # then a reply begins at once
+        turns._check_budget(chat, target.pk)
+        turns._check_running(actor)
     new = ChatSession.objects.create(
         workspace=chat.workspace,
         owner=actor,

@@ -96,7 +96,9 @@ def thinking_html(text: str, *, is_open: bool, ms: int | None = None) -> SafeStr
 
 
 def tool_html(call: Part, result: Part | None, *, ended: bool = False) -> SafeString:
-    context = {"call": call, "result": result, "ended": ended}
+    # As pairs: in a template `args.items` would be the argument that is called "items".
+    args = list(call["args"].items())
+    context = {"call": call, "args": args, "result": result, "ended": ended}
     return mark_safe(render_to_string("sessions/_tool.html", context))  # noqa: S308
 
 

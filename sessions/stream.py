@@ -23,7 +23,7 @@ import redis
 import redis.asyncio
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, InterfaceError, connections
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import translation
@@ -87,10 +87,14 @@ class Encoded:
         if self.whole:
             return self.whole
         if language not in self.words:
-            with translation.override(language):
-                data = wording.worded(self.name, orjson.loads(self.data))
-            becomes = wording.BECOMES[self.name]
-            self.words[language] = _chunk(self.identifier, becomes, orjson.dumps(data))
+            try:
+                with translation.override(language):
+                    data = wording.worded(self.name, orjson.loads(self.data))
+                becomes = wording.BECOMES[self.name]
+                self.words[language] = _chunk(self.identifier, becomes, orjson.dumps(data))
+            except Exception:  # what one model wrote keeps no page of others from its text
+                logger.exception("an event can't be put into words")
+                self.words[language] = b""
         return self.words[language]
 
 
@@ -206,10 +210,12 @@ class Reader:
         self._ask_places = 0.0  # not before: a dead Redis isn't asked for every page
         self._leaving: set[asyncio.Task[None]] = set()
         self._open: set[Viewer] = set()
+        self._ticks = False  # one timer, also when a page that was the last is reloaded at once
 
     def open(self, viewer: Viewer) -> None:
         """From now on the viewer's `wait` ends in time."""
-        if not self._open:
+        if not self._ticks:
+            self._ticks = True
             asyncio.get_running_loop().call_later(TICK, self._tick)
         self._open.add(viewer)
 
@@ -220,7 +226,8 @@ class Reader:
         loop = asyncio.get_running_loop()
         for viewer in self._open:
             viewer.wake_when_due(loop.time())
-        if self._open:
+        self._ticks = bool(self._open)
+        if self._ticks:
             loop.call_later(TICK, self._tick)
 
     async def watch(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
@@ -347,7 +354,7 @@ class Checks:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def look(self, sign_in: SignIn, chat_id: uuid.UUID) -> Watch | None:
-        """Raises `SignedOut`, or `DatabaseError` when there is no answer."""
+        """Raises `SignedOut`, or an error of the database when there is no answer."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Watch | SignedOut | None] = loop.create_future()
         if not self._waiting:
@@ -471,7 +478,7 @@ async def _follow(
             every = (CHECK_EVERY if hears else DEGRADED_EVERY) if not behind else 1.0
             if now - checked >= every:
                 checked = now - now % every
-                with contextlib.suppress(DatabaseError):
+                with contextlib.suppress(DatabaseError, InterfaceError):
                     try:
                         found = await _look.look(sign_in, chat_id)
                     except SignedOut:

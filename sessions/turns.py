@@ -257,9 +257,16 @@ def _resolved(
     return resolution
 
 
-def _check_budget(chat: ChatSession) -> None:
-    """Raises `Refused` when a budget over the session is used up. One query."""
-    if said := budgets.refusal(chat.workspace_id, chat.connection_id):
+def _check_there(chat: ChatSession) -> None:
+    """Raises `Refused` when the session is being deleted: who held its page may not know yet."""
+    if chat.doomed_at is not None:
+        raise Refused("gone", _("This session is being deleted."))
+
+
+def _check_budget(chat: ChatSession, connection_id: uuid.UUID | None = None) -> None:
+    """Raises `Refused` when a budget over the session is used up; with `connection_id`, as if it
+    were on that connection. One query."""
+    if said := budgets.refusal(chat.workspace_id, connection_id or chat.connection_id):
         raise Refused(Reason.BUDGET, said)
 
 
@@ -329,8 +336,7 @@ def _send(
 ) -> Sent:
     """In `send`'s transaction."""
     chat = _lock(chat_id)
-    if chat.doomed_at is not None:
-        raise Refused("gone", _("This session is being deleted."))
+    _check_there(chat)
     client_key = _storable_key(client_key)
     found = _Standing(*_STANDING.all(chat_id, client_key)[0])
     if client_key and found.same is not None:
@@ -637,6 +643,7 @@ def retry(chat_id: uuid.UUID, actor: User) -> Turn:
     """The last turn once more, when it failed, was stopped or interrupted: what the model had
     said is dropped, what people had said stays. Raises `Refused`. Locks the session."""
     chat = _lock(chat_id)
+    _check_there(chat)
     turn = Turn.objects.filter(chat=chat).order_by("-number").first()
     if turn is None or turn.is_active or turn.state == Turn.State.DONE:
         raise Refused("nothing_to_retry", _("There is nothing to try again."))
@@ -873,10 +880,12 @@ def begin_step(
     if not update(mine, "step", "request_sent", lease_token=token, state=Turn.State.RUNNING):
         raise LeaseLost
     if begun := _BEGUN.first(turn.pk, number):
+        if receipt is not None or number == 1:  # of a turn that was retried, step 0 has it all
+            return Step(number, begun.pk, [])
         delivered = Message.objects.filter(
             turn=turn, step=number - 1, delivery=Message.Delivery.DELIVERED
         ).prefetch_related("attachments")
-        return Step(number, begun.pk, [] if receipt else list(delivered.order_by("place", "seq")))
+        return Step(number, begun.pk, list(delivered.order_by("place", "seq")))
     steered: list[Message] = []
     if receipt is not None:
         _deliver(turn, receipt, number - 1)

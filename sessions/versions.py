@@ -24,9 +24,10 @@ from workspaces.models import User
 
 
 def first_message(chat: ChatSession, message_id: uuid.UUID) -> Message | None:
-    """The message, where it began a turn of this session: what can be edited and sent again."""
+    """The message, where it began a turn of this session: what can be edited and sent again. One
+    that was steered into a turn, or is on its way there, isn't."""
     messages = Message.objects.filter(chat=chat, role=Message.Role.USER, turn__isnull=False, step=0)
-    messages = messages.exclude(delivery=Message.Delivery.DELIVERED).select_related("turn")
+    messages = messages.filter(delivery=Message.Delivery.SENT).select_related("turn")
     return messages.filter(pk=message_id).first()
 
 
@@ -43,14 +44,16 @@ def send_edited(
     """A new session with the turns before `message`'s, in which `text` is sent in its place; with
     `model`, one of the connection's, answered by that one.
 
-    The same `client_key` again gives the same session. Raises `turns.Refused`, and then nothing was
-    made. Locks the session.
+    The same again, with the same `client_key`, gives the same session: another text or model, from
+    a page that one went back to, gives another. Raises `turns.Refused`, and then nothing was made.
+    Locks the session.
     """
     turn = message.turn
     assert turn is not None
     with continuing.copying() as made:
         chat = turns._lock(message.chat_id)
-        if same := _made_before(chat, actor, client_key):
+        sent = {"model": model or chat.model, "messages__text": turns.clean_text(text)}
+        if same := _made_before(chat, actor, client_key, **sent):
             return same
         connection = _usable(chat, actor)
         new = _begin(chat, actor, connection, turn.number, until=turn.number - 1, files=made)
@@ -90,16 +93,17 @@ def regenerate(
         return new
 
 
-def _made_before(chat: ChatSession, actor: User, client_key: str) -> ChatSession | None:
+def _made_before(
+    chat: ChatSession, actor: User, client_key: str, **sent: str
+) -> ChatSession | None:
     if not client_key:
         return None
     made = ChatSession.objects.filter(continued_from=chat, owner=actor, doomed_at=None)
-    return made.filter(messages__client_key=turns._storable_key(client_key)).first()
+    return made.filter(messages__client_key=turns._storable_key(client_key), **sent).first()
 
 
 def _usable(chat: ChatSession, actor: User) -> Connection:
-    if chat.doomed_at is not None:
-        raise turns.Refused("gone", _("This session is being deleted."))
+    turns._check_there(chat)
     connection = turns._resolved(chat, actor, Choice(chat.connection_id, chat.locked_at)).connection
     assert connection is not None
     return connection

@@ -148,10 +148,14 @@ def refused(
     request: HttpRequest, chat: ChatSession, refusal: turns.Refused, draft: str = ""
 ) -> HttpResponse:
     status = _STATUS.get(refusal.kind, 409)
-    if isinstance(refusal, turns.TooMany):
-        status = 429
     response = answer(request, chat, draft=draft, problem=refusal.sentence, status=status)
+    return _says_when(response, refusal)
+
+
+def _says_when(response: HttpResponse, refusal: Exception) -> HttpResponse:
+    """Tells programs too when it is worth trying again, where it was too much at once."""
     if isinstance(refusal, turns.TooMany):
+        response.status_code = 429
         response.headers["Retry-After"] = str(refusal.retry_after)
     return response
 
@@ -259,7 +263,8 @@ def message_again(
             model=turns.clean_text(request.POST.get("model", ""))[:200],
         )
     except (turns.Refused, ImageRefused, FileRefused) as refusal:
-        return _again(request, chat, message, text, kept, kept_files, str(refusal))
+        page = _again(request, chat, message, text, kept, kept_files, str(refusal))
+        return _says_when(page, refusal)
     if request.htmx:
         return HttpResponse(headers={"HX-Redirect": new.get_absolute_url()})
     return back_to(new)

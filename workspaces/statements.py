@@ -17,6 +17,7 @@ from typing import Any
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.query import ModelIterable, QuerySet, get_related_populators
+from django.db.transaction import TransactionManagementError
 
 _PREPARED: dict[type, models.Field] = {
     uuid.UUID: models.UUIDField(),
@@ -55,6 +56,8 @@ class Select[M: models.Model]:
         plan = self._plans.get(connection.vendor)
         if plan is None:
             plan = self._plans[connection.vendor] = _Plan(self._build, connection)
+        if plan.locks and not connection.in_atomic_block:
+            raise TransactionManagementError("a lock lasts as long as its transaction")
         with connection.cursor() as cursor:
             cursor.execute(plan.sql, plan.params(values, connection))
             return plan.made(cursor.fetchall(), connection)
@@ -71,6 +74,7 @@ class _Plan:
         slots = [Slot(place) for place in range(len(inspect.signature(build).parameters))]
         queryset = build(*slots)
         assert not queryset._prefetch_related_lookups
+        self.locks = queryset.query.select_for_update
         compiler = queryset.query.get_compiler(connection=connection)
         self.sql, given = compiler.as_sql()
         self._given = [param.value if isinstance(param, Slot) else _Fixed(param) for param in given]
@@ -125,6 +129,8 @@ class _Fixed:
 
 
 def _prepared(value: Any, connection: BaseDatabaseWrapper) -> Any:
+    if value is None:
+        raise TypeError("None would equal nothing: it needs a query of its own")
     field = _PREPARED.get(type(value))
     return value if field is None else field.get_db_prep_value(value, connection)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import Any
 
 import pytest
+from django.core.handlers.asgi import ASGIRequest
 
 from config import fair
 
@@ -112,3 +114,14 @@ async def test_who_goes_away_while_waiting_leaves_no_gap(world: World):
 @pytest.mark.parametrize("cookie", [b"", b"session", b"\xff=\xfe; ;;", b"session=; x=1"])
 def test_a_strange_cookie_is_none(cookie: bytes):
     assert fair.session_of({"headers": [(b"cookie", cookie)]}, "session") == ""  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    "cookies",
+    [[b"a=b", b"session=x"], [b'settings={"a": [1, 2]}; session=x'], [b"a[b]=c; session=x"]],
+)
+def test_the_sign_in_is_the_one_that_django_will_see(cookies: list[bytes]):
+    scope: Any = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
+    scope["headers"] = [(b"cookie", cookie) for cookie in cookies]
+    assert ASGIRequest(scope, io.BytesIO()).COOKIES["session"] == "x"
+    assert fair.session_of(scope, "session") == "x"

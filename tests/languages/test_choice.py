@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from django.contrib import messages
 from django.core import mail
+from django.db import InterfaceError, OperationalError
 from django.db import connection as database
+from django.http import HttpResponse
 from django.template import Context, Template
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
+from config.middleware import PersonsLanguage
 from connections import alerts, ladder
 from connections.models import Alert, ProbeResult
 from sessions import bus, wording
@@ -114,6 +117,20 @@ def test_errors_are_in_the_language_of_their_reader(bob: User, client_for: Any):
     assert "Hier ist nichts" in client.get("/nothing/").text
     assert "Das ist Ihnen nicht möglich" in client.get("/connections/").text
     assert "Dieses Formular ist abgelaufen" in client.post("/profile/", {}).text
+
+
+@pytest.mark.parametrize("fault", [OperationalError, InterfaceError])
+def test_without_a_database_the_browser_is_asked(rf: Any, fault: type[Exception]):
+    class Away:
+        @property
+        def language(self) -> str:
+            raise fault
+
+    request = rf.get("/", **GERMAN)
+    request.user = Away()
+    with translation.override("en"):
+        PersonsLanguage(lambda request: HttpResponse()).process_request(request)
+        assert request.LANGUAGE_CODE == "de"
 
 
 def test_the_choice_costs_no_query(bob: User, client_for: Any):

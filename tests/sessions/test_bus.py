@@ -63,3 +63,17 @@ async def test_settling_does_not_wait_for_what_others_add_meanwhile(slow):
     busy = False
     await talking
     await asyncio.wait_for(writer.close(), 5)
+
+
+async def test_an_event_that_cannot_be_written_keeps_no_other(slow):
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    writer = Writer()
+    slow.answers.set()
+    writer.add("a", "tool", {"call": {"args": {"deep": deep}}})
+    writer.add("b", "block", {})
+    await asyncio.wait_for(writer.settle(), 5)
+    assert slow.sent == ["block"]
+    assert (writer.last_id("a"), writer.last_id("b")) == ("", "1-1")
+    await writer.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from django.core.files.storage import default_storage
 
-from connections.models import Connection
-from sessions import turns
+from connections import budgets
+from connections.models import Budget, Connection
+from sessions import keeping, turns
 from sessions.continuing import continue_on
 from sessions.models import Attachment, ChatSession, Message, Turn
 from tests.builders import make_connection, make_member, make_user
@@ -101,6 +102,55 @@ def test_while_a_reply_runs_or_nothing_else_is_there_it_is_refused(chat, bob, co
         with pytest.raises(turns.Refused) as refused:
             continue_on(chat.pk, bob, chosen)
         assert refused.value.kind == "connection"
+
+
+def use_up_the_budget(connection, bob) -> None:
+    budgets.set_limits(bob, connection, budgets.Limits(hard_tokens=1))
+    Budget.objects.filter(connection=connection).update(tokens=1)
+
+
+def test_what_would_answer_at_once_keeps_to_the_budget_and_the_replies_a_person_may_have(
+    chat, bob, other, settings
+):
+    failed(chat, bob)
+    use_up_the_budget(other, bob)
+    with pytest.raises(turns.Refused) as refused:
+        continue_on(chat.pk, bob, other)
+    assert refused.value.kind == "budget"
+    budgets.set_limits(bob, other, budgets.Limits())
+    settings.TURNS_PER_PERSON = 1
+    elsewhere = ChatSession.objects.create(
+        workspace=chat.workspace, owner=bob, connection=chat.connection
+    )
+    running = turns.send(elsewhere.pk, bob, "a long one", ring=False).turn
+    with pytest.raises(turns.TooMany):
+        continue_on(chat.pk, bob, other)
+    assert not ChatSession.objects.filter(continued_from=chat).exists()
+    assert Message.objects.get(chat=chat, text="third").delivery == "queued"
+    turns.stop(elsewhere.pk, bob, turn_id=running.pk)
+    new = continue_on(chat.pk, bob, other)
+    # Its own reply is under way now: pressed again, it is the same one.
+    assert continue_on(chat.pk, bob, other) == new
+
+
+def test_without_anything_to_answer_a_budget_stands_against_nothing(chat, bob, other):
+    turn = turns.claim(turns.send(chat.pk, bob, "first", ring=False).turn.pk)
+    turns.end(turn, turn.lease_token, Turn.State.DONE)
+    use_up_the_budget(other, bob)
+    assert continue_on(chat.pk, bob, other).continued_from == chat
+
+
+def test_what_is_being_deleted_goes_nowhere_and_is_no_continuation(chat, bob, other):
+    failed(chat, bob)
+    new = continue_on(chat.pk, bob, other)
+    keeping.doom(ChatSession.objects.filter(pk=new.pk))
+    again = continue_on(chat.pk, bob, other)
+    assert again != new
+    keeping.doom(ChatSession.objects.filter(pk=chat.pk))
+    for refused in (lambda: continue_on(chat.pk, bob, other), lambda: turns.retry(chat.pk, bob)):
+        with pytest.raises(turns.Refused) as gone:
+            refused()
+        assert gone.value.kind == "gone"
 
 
 def test_images_go_along_as_files_of_their_own(db, settings, tmp_path):

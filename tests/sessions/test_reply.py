@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sessions.reply import BEGINNING, Reply
+from sessions.reply import BEGINNING, Reply, tool_html
 
 
 class Said:
@@ -68,3 +68,11 @@ def test_each_block_has_a_beginning_of_its_own(reply, said):
     grown(reply, said, "word " * BEGINNING)
     grown(reply, said, "\n\n")
     assert grown(reply, said, "Next") == ["<p>Next</p>\n"]
+
+
+@pytest.mark.parametrize("value", [5, None, "abc", ["abc"], [["a", "b"]], {"a": 1}])
+@pytest.mark.parametrize("name", ["items", "values", "keys"])
+def test_an_argument_may_have_any_name(name: str, value: Any):
+    html = tool_html({"name": "sum", "args": {name: value, "other": "zebra"}}, None)
+    assert f"<dt>{name}</dt>" in html
+    assert html.count("zebra") == 2

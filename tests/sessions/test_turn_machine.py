@@ -459,6 +459,18 @@ def test_retry_runs_the_last_turn_again_with_all_that_people_said(chat, bob):
     assert (again.state, again.error_kind, again.claims) == ("pending", "", 0)
 
 
+def test_a_first_step_begun_twice_of_a_retried_turn_steers_nothing_in(chat, bob):
+    turn = running(chat, bob)
+    turns.send(chat.pk, bob, "steered")
+    turns.begin_step(turn, turn.lease_token, 2)
+    turns.end(turn, turn.lease_token, Turn.State.FAILED, error_kind="server")
+    again = turns.claim(turns.retry(chat.pk, bob).pk)
+    first = turns.begin_step(again, again.lease_token, 1)
+    # Nobody knew whether the commit arrived. The history has the message already.
+    second = turns.begin_step(again, again.lease_token, 1)
+    assert (second.message_id, first.steered, second.steered) == (first.message_id, [], [])
+
+
 def test_a_done_turn_cannot_be_retried(chat, bob):
     turn = running(chat, bob)
     turns.end(turn, turn.lease_token, Turn.State.DONE)

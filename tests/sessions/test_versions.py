@@ -72,6 +72,12 @@ def test_the_same_key_is_one_session_and_a_refusal_is_none(chat, bob, connection
     assert versions.send_edited(message, bob, "better", client_key="k") == new
     assert versions.send_edited(message, bob, "better", client_key="l") != new
     assert ChatSession.objects.count() == 3
+    # From a page that one went back to: nothing that was typed or chosen is lost.
+    assert said(versions.send_edited(message, bob, "best", client_key="k"))[0][2] == "best"
+    large = versions.send_edited(message, bob, "better", model="large", client_key="k")
+    assert large.turns.get().model == "large"
+    assert versions.send_edited(message, bob, "better", model="large", client_key="k") == large
+    ChatSession.objects.exclude(pk__in=[chat.pk, new.pk]).delete()
     for text, model in (("  ", ""), ("x" * 200_001, ""), ("fine", "no-such-model")):
         with pytest.raises(turns.Refused):
             versions.send_edited(message, bob, text, model=model)
@@ -80,7 +86,7 @@ def test_the_same_key_is_one_session_and_a_refusal_is_none(chat, bob, connection
         versions.send_edited(message, bob, "fine")
     with pytest.raises(turns.Refused):
         versions.regenerate(chat.pk, bob, 1)
-    assert ChatSession.objects.count() == 3
+    assert ChatSession.objects.count() == 2
 
 
 def test_the_last_answer_is_asked_for_again_and_the_old_one_stays(chat, bob):
@@ -124,6 +130,29 @@ def test_what_was_steered_into_the_turn_is_asked_again_with_it(chat, bob):
     assert said(new) == [(1, "user", "first"), (1, "user", "and that")]
     steered = Message.objects.get(chat=chat, text="and that")
     assert versions.first_message(chat, steered.pk) is None
+
+
+def test_what_is_on_its_way_into_a_running_turn_began_none(chat, bob):
+    turn = turns.claim(turns.send(chat.pk, bob, "first", ring=False).turn.pk)
+    turns.begin_step(turn, turn.lease_token, 1)
+    turns.send(chat.pk, bob, "and that", ring=False)
+    [claimed] = turns.claim_steering(turn, turn.lease_token)
+    assert versions.first_message(chat, claimed.pk) is None
+
+
+def test_too_many_replies_at_once_are_too_many_here_as_well(client, chat, bob, settings):
+    answered(chat, bob, "first")
+    client.force_login(bob)
+    here = chat.get_absolute_url()
+    again = f"{here}messages/{question(chat, 1).pk}/again/"
+    settings.TURNS_PER_PERSON = 1
+    other = ChatSession.objects.create(workspace=chat.workspace, owner=bob)
+    turns.send(other.pk, bob, "a long one", ring=False)
+    for address, sent in ((again, {"text": "a better one"}), (f"{here}regenerate/", {"turn": 1})):
+        response = client.post(address, sent)
+        assert (response.status_code, bool(response.headers["Retry-After"])) == (429, True)
+    assert "a better one" in client.post(again, {"text": "a better one"}).content.decode()
+    assert not ChatSession.objects.filter(continued_from=chat).exists()
 
 
 def test_the_pages_lead_from_one_version_to_the_other(client, chat, bob):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
+from types import SimpleNamespace
 
 import orjson
+import pytest
+from django.db import InterfaceError, OperationalError
 
-from sessions.stream import SOON, Encoded, Viewer
+from sessions import stream
+from sessions.stream import SOON, Encoded, Reader, Viewer
 
 
 def event(number: int, name: str, **data: object) -> Encoded:
@@ -76,3 +81,54 @@ async def test_the_wait_after_a_change_that_was_written_already_is_a_wait():
     assert not waiting.done()
     page.wake_when_due(asyncio.get_running_loop().time() + 61)
     assert not await asyncio.wait_for(waiting, 5)
+
+
+async def test_however_often_the_only_page_is_opened_anew_one_timer_serves_it(monkeypatch):
+    reader, page, timers = Reader(), viewer(), []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda _delay, call: timers.append(call))
+    for _ in range(3):
+        reader.open(page)
+        reader.close(page)
+    reader.open(page)
+    assert len(timers) == 1
+    timers.pop()()
+    assert len(timers) == 1
+    reader.close(page)
+    timers.pop()()
+    assert not timers
+    reader.open(page)
+    assert len(timers) == 1
+
+
+@pytest.mark.parametrize("fault", [OperationalError, InterfaceError])
+async def test_a_page_is_followed_though_the_database_is_away(monkeypatch, fault):
+    reader, page = Reader(), viewer()
+
+    async def watch(*_: object) -> None:
+        return None
+
+    async def look(*_: object) -> None:
+        page.put(event(1, "text", t="Hello"))
+        raise fault
+
+    monkeypatch.setattr(reader, "watch", watch)
+    monkeypatch.setattr(reader, "leave_place", lambda *_: None)
+    monkeypatch.setattr(stream, "_reader", lambda: reader)
+    monkeypatch.setattr(stream._look, "look", look)
+    sign_in = SimpleNamespace(user_id=uuid.uuid4())
+    following = stream._follow(sign_in, uuid.uuid4(), page, "place")
+    assert b"hello" in await anext(following)
+    assert b"Hello" in await anext(following)
+    await following.aclose()
+
+
+async def test_an_event_that_cannot_be_worded_keeps_no_other(monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(stream.wording, "worded", broken)
+    page = viewer()
+    page.put(event(1, "tool", m="m", b=0, call={}))
+    page.put(event(2, "text", t="Hello"))
+    assert b"Hello" in page.drain()

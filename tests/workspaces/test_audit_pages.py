@@ -93,6 +93,15 @@ def test_a_filter_that_makes_no_sense_says_so(client, space, wadmin, query):
     assert "errorlist" in page.content.decode()
 
 
+def test_the_export_takes_the_filter_along_whatever_else_the_address_says(client, space, wadmin):
+    with transaction.atomic():
+        audit.record(wadmin, "workspace.update", space, workspace_id=space.pk)
+    client.force_login(wadmin)
+    page = client.get(f"/w/{space.slug}/audit/", {"action": "workspace.update", "items": "abc"})
+    assert page.status_code == 200
+    assert '<input type="hidden" name="action" value="workspace.update">' in page.text
+
+
 def test_every_row_is_reached_once_whatever_is_written_meanwhile(
     client, space, wadmin, monkeypatch, django_assert_max_num_queries
 ):

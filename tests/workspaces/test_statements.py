@@ -8,6 +8,7 @@ import uuid
 import pytest
 from django.db import connection, transaction
 from django.db.models import Exists, OuterRef
+from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -60,6 +61,12 @@ def test_each_call_brings_its_own_values(chat):
     assert select.all(uuid.uuid4(), now) == []
     assert select.all(chat.pk, timezone.now() + dt.timedelta(hours=1)) == []
     assert select.first(uuid.uuid4(), now) is None
+
+
+def test_none_is_refused_rather_than_compared(chat):
+    select = Select(lambda source: ChatSession.objects.filter(continued_from_id=source))
+    with pytest.raises(TypeError):
+        select.all(chat.continued_from_id)
 
 
 def test_annotations_and_values_come_along(chat):
@@ -125,3 +132,12 @@ def test_a_lock_is_taken_again_at_each_call(chat):
             select.first(chat.pk)
         has_lock = "FOR UPDATE" in seen.captured_queries[0]["sql"]
         assert has_lock == (connection.vendor == "postgresql")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lock_without_a_transaction_would_hold_nothing(chat):
+    select = Select(lambda chat_id: ChatSession.objects.select_for_update().filter(pk=chat_id))
+    with transaction.atomic():
+        assert select.first(chat.pk) == chat
+    with pytest.raises(TransactionManagementError):
+        select.first(chat.pk)
