@@ -9,7 +9,7 @@ STATIC := staticfiles/staticfiles.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check fmt messages demo bench bench-pages bench-probes chaos soak screenshots codex lock
+.PHONY: help run test check fmt messages demo bench bench-pages bench-probes chaos soak screenshots lighthouse codex lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ soak: $(DEV) $(STATIC)  ## load for HOURS=8 with a fault now and then: what grow
 
 screenshots: $(DEV) $(STATIC)  ## take the pictures of the documentation again
 	@exec $(BIN)/python -m tests.screenshots $(ARGS)
+
+lighthouse: $(DEV) $(STATIC)  ## Lighthouse over the main pages (needs Node)
+	@exec $(BIN)/python -m tests.lighthouse $(ARGS)
 
 codex: $(RUN)  ## install the Codex binary, for connections of the type OpenAI (140 MB)
 	@$(if $(UV),uv pip install --quiet --python $(BIN)/python --require-hashes,$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes) -r requirements/codex.txt

@@ -409,14 +409,15 @@ def _models(connection: Connection) -> dict[str, Any]:
 def ask_for_validation(
     request: HttpRequest, connections: Iterable[Connection], trigger: str = "button"
 ) -> None:
-    since = timezone.now()
+    since, running = timezone.now(), listing.Progress.of(request)
     begun = len(tasks.request_validation(connections, request.user, trigger))
     if begun:
         said = ngettext("Validation has begun.", "%(n)d validations have begun.", begun)
         messages.info(request, said % {"n": begun})
     else:
         messages.info(request, _("Validation is under way already."))
-    if begun >= listing.MANY:
+    # Those that are asked for in the midst of others are counted with them.
+    if begun >= listing.MANY and (running is None or running.is_over):
         listing.follow(request, since)
 
 

@@ -545,8 +545,10 @@ def test_who_validates_many_sees_how_far_they_are(page, client_for):
     assert "?show=failed" in part
     assert "1 was not begun: no worker came." in part
     assert "hx-get" not in part
-    # A page that is opened later doesn't tell of it.
+    # A page that is opened later doesn't tell of it, and those asked for next are counted anew.
     assert "validated" not in page.get("/connections/").text
+    html = page.post("/connections/validate/", {"only": "all"}, follow=True).text
+    assert "0 of 4 validated" in html
 
 
 def test_one_validation_alone_has_no_bar(page):

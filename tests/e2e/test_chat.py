@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
+from sessions.transcript import PAGE
 from tests.fakes.server import GOOD_KEY, FakeProviders
 from tests.sessions.hostile import load_hostile
 from tests.system.harness import Client, Patchbay, wait_for
@@ -613,7 +614,7 @@ def test_images_are_shown_before_and_after_they_are_sent(
         ]
     )
     expect(page.locator("#files img")).to_have_count(2)
-    page.get_by_label("Remove this image").first.click()
+    page.get_by_label("Remove this file").first.click()
     expect(page.locator("#files img")).to_have_count(1)
     send(page, "What is this?")
     expect_state(page, "done")
@@ -825,23 +826,23 @@ def test_older_turns_come_above_and_the_place_stays(patchbay: Patchbay, admin: C
         "from sessions import turns; from sessions.models import *\n"
         "from workspaces.models import User\n"
         f"chat, alice = ChatSession.objects.get(pk={chat!r}), User.objects.get(is_superuser=True)\n"
-        "for number in range(1, 71):\n"
+        "for number in range(1, 51):\n"
         "    turn = turns.send(chat.pk, alice, f'Question {number}', ring=False).turn\n"
-        "    Turn.objects.filter(pk=turn.pk).update(state='done', left_out_before=65)"
+        "    Turn.objects.filter(pk=turn.pk).update(state='done', left_out_before=45)"
     )
     patchbay.manage("shell", "-c", code)
     page.goto(patchbay.url + path)
-    expect(page.locator("#transcript > [data-turn]")).to_have_count(60)
-    expect(page.locator("#turn-65 > .seam")).to_be_visible()
+    expect(page.locator("#transcript > [data-turn]")).to_have_count(PAGE)
+    expect(page.locator("#turn-45 > .seam")).to_be_visible()
     link = page.get_by_role("link", name="Show older turns")
     link.focus()  # brings it into sight, which is enough
-    expect(page.locator("#transcript > [data-turn]")).to_have_count(70)
+    expect(page.locator("#transcript > [data-turn]")).to_have_count(50)
     expect(link).to_have_count(0)
-    expect(page.locator("#turn-11")).to_be_in_viewport()
+    expect(page.locator("#turn-21")).to_be_in_viewport()
     numbers = page.locator("#transcript > [data-turn]").evaluate_all(
         "turns => turns.map((turn) => Number(turn.dataset.turn))"
     )
-    assert numbers == list(range(1, 71))
+    assert numbers == list(range(1, 51))
 
 
 def test_a_message_is_edited_and_sent_again_in_a_new_session(
@@ -1031,18 +1032,18 @@ def test_five_thousand_messages_come_as_one_scrolls_up(
     patchbay.manage("shell", "-v", "0", "-c", LONG.format(chat=path.rstrip("/").rpartition("/")[2]))
     page.goto(patchbay.url + path)
     shown = page.locator("#transcript > [data-turn]")
-    expect(shown).to_have_count(60)  # none more before one scrolls
+    expect(shown).to_have_count(PAGE)  # none more before one scrolls
     expect(page.locator("#turn-2500")).to_be_in_viewport()
     for pages in (2, 3, 4):
         first = shown.first.get_attribute("id")
         page.evaluate("document.getElementById('log').scrollTop = 20")
         before = page.locator(f"#{first}").bounding_box()
-        expect(shown).to_have_count(pages * 60)
+        expect(shown).to_have_count(pages * PAGE)
         after = page.locator(f"#{first}").bounding_box()
         assert before and after
         assert abs(before["y"] - after["y"]) < 60
     numbers = shown.evaluate_all("turns => turns.map((turn) => Number(turn.dataset.turn))")
-    assert numbers == list(range(2_500 - 239, 2_501))
+    assert numbers == list(range(2_501 - 4 * PAGE, 2_501))
     send(page, "and now")
     expect(page.locator("#turn-2501-end")).to_contain_text("tokens")
     assert complaints == []

@@ -308,7 +308,7 @@ def test_two_tabs_move_at_once_and_neither_move_is_lost(page: Page, patchbay: Pa
 
 
 def test_a_row_that_goes_before_one_deleted_meanwhile_stays_and_says_why(page: Page, admin: Client):
-    assert admin.post("/connections/ada/delete/").status_code == 303
+    assert admin.post(f"/connections/{stored(admin)[0]}/delete/").status_code == 303
     dot = handle(page, "Dot")
     dot.focus()
     page.keyboard.press("Enter")
