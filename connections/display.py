@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy as _lazy
 from django.utils.translation import ngettext
 
-from connections import providers, sign_in
+from connections import providers, sign_in, sync
 from connections.actions import host_of
 from connections.capabilities import Capabilities, capabilities, usable_models
 from connections.choices import (
@@ -414,10 +414,9 @@ def facts(connection: Connection) -> list[tuple[str, list[Fact]]]:
         Fact(_("Created by"), connection.created_by or _("Nobody on record")),
         Fact(_("Last used"), _moment(connection.last_used_at) or _("Never")),
     ]
-    if connection.unknown_fields:
-        about.append(
-            Fact(_("Kept from import"), ", ".join(sorted(connection.unknown_fields)), True)
-        )
+    # How its models are kept stands with them, and is no import's where the form chose it.
+    if kept := sorted(set(connection.unknown_fields) - {sync.MODE}):
+        about.append(Fact(_("Kept from import"), ", ".join(kept), True))
     return [
         (_("Settings"), endpoint),
         (_("Secrets"), _secret_facts(connection)),

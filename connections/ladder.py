@@ -105,7 +105,7 @@ class Subject:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """`passed`: True proven, False failed, None neither (what was tested passed, but the key or
-    the model weren't)."""
+    the model weren't). `latency_ms`: of all that was timed together."""
 
     passed: bool | None
     kind: str = ""
@@ -155,8 +155,9 @@ async def climb(
 def verdict(results: Sequence[RungResult]) -> Verdict:
     """What the rungs say of the connection as a whole."""
     by_rung = {result.rung: result for result in results}
-    timed = [result.ms for result in results if result.ms is not None]
-    latency = timed[-1] if timed else None
+    # The stream's time, to the first token, is part of the answer's.
+    timed = [r.ms for r in results if r.ms is not None and r.rung is not Rung.STREAM]
+    latency = sum(timed) if timed else None
     for result in results:
         if result.outcome is Outcome.FAILED:
             return Verdict(False, result.kind, latency)

@@ -12,6 +12,7 @@ from django.shortcuts import render, resolve_url
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_safe
+from django_htmx.http import HttpResponseClientRedirect
 
 from connections import display, local_servers, tasks
 from connections.choices import SECRET_FIELDS, AuthType, Status
@@ -53,9 +54,11 @@ def start_form(request: HttpRequest, key: str) -> HttpResponse:
             if made.models_synced:
                 tasks.request_refresh(made, request.user)
             if made.auth_type == AuthType.OAUTH:
-                return SeeOther(f"{resolve_url(made)}#sign-in")
-            tasks.request_validation([made], request.user, "save")
-            return SeeOther(resolve_url("start:check", made.slug))
+                target = f"{resolve_url(made)}#sign-in"
+            else:
+                tasks.request_validation([made], request.user, "save")
+                target = resolve_url("start:check", made.slug)
+            return HttpResponseClientRedirect(target) if request.htmx else SeeOther(target)
         status = 422
     else:
         initial = preset.initial
@@ -77,7 +80,8 @@ def start_form(request: HttpRequest, key: str) -> HttpResponse:
         "signs_in": preset.values["auth_type"] == AuthType.OAUTH,
         "crumbs": connection_crumbs(preset.name),
     }
-    return render(request, "connections/start_form.html", context, status=status)
+    part = "#form" if request.htmx else ""
+    return render(request, f"connections/start_form.html{part}", context, status=status)
 
 
 def _whole(preset: Preset, request: HttpRequest) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def _part(upload: UploadedFile) -> dict[str, Any]:
     except UnicodeDecodeError:
         text = "\x00"
     if _CONTROLS.search(text.replace("\x1b", "")):
-        raise FileRefused(_("“%(name)s” isn't a text file.") % {"name": name})
+        raise FileRefused(
+            _("“%(name)s” isn't a text file. A text must be in UTF-8.") % {"name": name}
+        )
     text = text.replace("\r\n", "\n").replace("\x1b", "\ufffd").rstrip("\n")
     fence = "`" * max(3, *(len(found) + 1 for found in _FENCE.findall(text)), 3)
     return {"t": "text", "text": f"{name}:\n{fence}\n{text}\n{fence}", "file": name}

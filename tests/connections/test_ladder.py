@@ -76,6 +76,14 @@ async def test_a_whole_climb_passes_every_rung(fakes):
     assert outcomes(await climb(anthropic(fakes))) == ALL
 
 
+def test_a_validation_took_as_long_as_its_rungs_the_stream_within_the_answer():
+    times = {Rung.NETWORK: 7, Rung.MODELS: 14, Rung.ANSWER: 257, Rung.STREAM: 12}
+    results = [RungResult(rung, Outcome.PASSED, times.get(rung)) for rung in Rung]
+    assert verdict(results).latency_ms == 7 + 14 + 257
+    untimed = [RungResult(rung, Outcome.NOT_TESTED) for rung in Rung]
+    assert verdict(untimed).latency_ms is None
+
+
 async def test_an_answer_costs_sixteen_tokens_at_most(fakes):
     fakes.reset()
     await climb(openai(fakes))

@@ -147,6 +147,13 @@ def test_every_field_is_on_the_page(page, alice, workspace):
     assert KEY not in html
 
 
+def test_how_models_are_kept_is_not_called_an_import(page):
+    make_connection(
+        "local", unknown_fields={"modelSelectionMode": "automaticallySyncedFromProvider"}
+    )
+    assert "Kept from import" not in page.get("/connections/local/").text
+
+
 def test_a_paused_connection_says_so_with_its_message(page):
     make_connection("local", enabled=False, paused_message="Back on Monday.")
     html = page.get("/connections/local/").text

@@ -213,6 +213,18 @@ def test_a_wrong_form_keeps_what_was_typed_but_the_key(page):
     assert not Connection.objects.exists()
 
 
+def test_with_htmx_the_form_alone_is_put_right_and_the_key_stays_in_the_browser(page):
+    htmx, url = {"HX-Request": "true"}, "/start/openai-compatible/"
+    answer = page.post(url, TYPED | {"base_url": "nonsense"}, headers=htmx)
+    assert answer.status_code == 422
+    assert answer.text.lstrip().startswith('<form class="form" id="start-form"')
+    assert f'hx-post="{url}"' in answer.text
+    assert re.search(r'<input[^>]* name="api_key"[^>]* hx-preserve="true"', answer.text)
+    assert KEY not in answer.text
+    answer = page.post(url, TYPED, headers=htmx)
+    assert answer.headers["HX-Redirect"] == f"/start/check/{Connection.objects.get().slug}/"
+
+
 def test_nothing_but_what_is_asked_for_can_be_sent_along(page):
     smuggled = {"provider_type": "openai", "base_url": "https://evil.example", "models": "x"}
     page.post("/start/anthropic/", {"api_key": KEY, "name": "Mine", **smuggled})

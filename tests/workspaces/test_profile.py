@@ -36,6 +36,12 @@ def sign_in(**headers: str) -> Client:
     return client
 
 
+def test_a_choice_that_always_has_a_value_is_not_called_optional(client_for, bob):
+    html = client_for(bob).get("/profile/").text
+    assert 'Your name<span class="field-optional">' in html
+    assert "Language</label>" in html
+
+
 def test_a_name_is_saved(client_for, bob):
     client = client_for(bob)
     assert client.post("/profile/", {"name": "  Bob "}).status_code == 303
