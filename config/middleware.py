@@ -1,5 +1,5 @@
-"""Small layers around every page. Those of their own kind work on the sync and the async path: a
-sync-only middleware would push the event stream through a thread."""
+"""Small layers around every page, all of them synchronous: a request runs on one thread at once
+(`config.asgi.OneGo`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import contextlib
 import gzip
 import io
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.db import DatabaseError, InterfaceError
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -22,30 +21,15 @@ from django.utils.translation import gettext as _
 from workspaces.languages import language_of
 from workspaces.logs import route_of
 
-GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
 
-
-class _Both:
-    async_capable = True
-    sync_capable = True
-
-    def __init__(self, get_response: GetResponse) -> None:
+class _Layer:
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
-        self.is_async = iscoroutinefunction(get_response)
-        if self.is_async:
-            markcoroutinefunction(self)
 
-    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        if self.is_async:
-            return self._acall(request)
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
         if (early := self.before(request)) is not None:
             return early
         return self.after(request, self.get_response(request))
-
-    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
-        if (early := self.before(request)) is not None:
-            return early
-        return self.after(request, await self.get_response(request))
 
     def before(self, request: HttpRequest) -> HttpResponseBase | None:
         return None
@@ -64,7 +48,7 @@ def _has_strange_body(request: HttpRequest) -> bool:
     return length not in ("", "0") or "HTTP_TRANSFER_ENCODING" in request.META
 
 
-class RequestLimits(_Both):
+class RequestLimits(_Layer):
     """Refuses what no page here means: NUL in an address, a body that isn't a form. Django would
     take JSON for a form without fields, and some forms mean something without any."""
 
@@ -78,7 +62,7 @@ class RequestLimits(_Both):
         return None
 
 
-class NamedForLogs(_Both):
+class NamedForLogs(_Layer):
     """Leaves at the connection what the request's line names: its route and its session."""
 
     def after(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
@@ -90,7 +74,7 @@ class NamedForLogs(_Both):
         return response
 
 
-class PrivatePages(_Both):
+class PrivatePages(_Layer):
     """Pages of signed-in people aren't kept by the browser or by anything between."""
 
     def after(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
@@ -99,17 +83,10 @@ class PrivatePages(_Both):
         return response
 
 
-class Compressed(_Both):
+class Compressed(_Layer):
     """Pages go out as gzip, a tenth of their size. Pages alone: a stream would wait for its packer,
     and images are packed. Each answer has some random bytes more, as Django's own layer adds them,
     so that no length tells of what is secret on a page; that layer packs three times as slowly."""
-
-    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
-        response = await self.get_response(request)
-        if response.streaming:
-            return response
-        # In a thread: packing a large page would hold up every stream for milliseconds.
-        return await sync_to_async(self.after)(request, response)
 
     def after(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         kind = response.headers.get("Content-Type", "")
