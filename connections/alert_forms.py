@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from connections import alerts
 from connections.models import AlertSettings
-from workspaces.forms import Problems
+from workspaces.forms import KeepsTyped, Problems
 from workspaces.models import User
 
 
@@ -26,7 +26,7 @@ class _WriteOnly(forms.TextInput):
 _SECRET = {"autocomplete": "off", "spellcheck": "false", "data-mono": True}
 
 
-class AlertsForm(Problems, forms.Form):
+class AlertsForm(KeepsTyped, Problems, forms.Form):
     use_required_attribute = False
 
     failures = forms.IntegerField(
@@ -65,6 +65,7 @@ class AlertsForm(Problems, forms.Form):
         else:
             del self.fields["remove_webhook"]
         self.fields["webhook_url"].help_text = help_text
+        self.keep_typed("webhook_url", "webhook_secret")
 
     def save(self, actor: User) -> bool:
         """False when the verb refuses: its sentences then stand at the fields. Looks the address

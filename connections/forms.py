@@ -34,7 +34,7 @@ from connections.choices import (
 from connections.issuers import issuer_for
 from connections.models import Connection, Secret, SecretCandidate
 from connections.sign_in import off_text
-from workspaces.forms import Problems
+from workspaces.forms import KeepsTyped, Problems
 from workspaces.models import User, Workspace
 
 # Never rendered, never sent when the form only changes its fields.
@@ -103,7 +103,7 @@ class Group:
     folded: str | Promise = ""
 
 
-class ConnectionForm(Problems, forms.Form):
+class ConnectionForm(KeepsTyped, Problems, forms.Form):
     """Makes a connection, or edits one when `connection` is given.
 
     `data` may leave fields out: they keep what they are (a field that the chosen provider doesn't
@@ -286,9 +286,6 @@ class ConnectionForm(Problems, forms.Form):
         by_field = error.error_dict if hasattr(error, "error_dict") else {None: [error]}
         for name, errors in by_field.items():
             self.add_error(name if name in self.fields else None, errors)
-            if name in WRITE_ONLY:
-                # What the browser preserves couldn't show the error.
-                self.fields[name].widget.attrs.pop("hx-preserve", None)
 
     # -- which fields, and how they look -------------------------------------------------------
 
@@ -359,8 +356,7 @@ class ConnectionForm(Problems, forms.Form):
 
     def _dress_secret(self, name: str) -> None:
         field = self.fields[name]
-        # What is typed stays in the browser when the rest of the form is fetched anew.
-        field.widget.attrs["hx-preserve"] = "true"
+        self.keep_typed(name)
         stored = self._stored_hint(name)
         if stored:
             field.help_text = stored
@@ -486,7 +482,7 @@ class ConnectionForm(Problems, forms.Form):
         return Connection(models=models).model_ids
 
 
-class SecretForm(forms.Form):
+class SecretForm(KeepsTyped, forms.Form):
     """The fields of a new secret alone, and the extra headers where there are any, write-only as in
     the large form."""
 
@@ -499,6 +495,7 @@ class SecretForm(forms.Form):
         self.connection = connection
         for name in candidates.fields_of(connection):
             self.fields[name] = copy.deepcopy(ConnectionForm.base_fields[name])
+        self.keep_typed(*self.fields)
         if headers := self.fields.get(candidates.HEADERS):
             headers.help_text = _t(
                 "One “Name: value” a line, all of them: they take the place of those in use."

@@ -10,6 +10,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST
+from django_htmx.http import HttpResponseClientRedirect
 
 from connections import alerts
 from connections.alert_forms import AlertsForm
@@ -30,7 +31,8 @@ def alert_settings(request: HttpRequest) -> HttpResponse:
     form = AlertsForm(request.POST if request.method == "POST" else None, now=now)
     if form.is_bound and form.is_valid() and form.save(person):
         messages.success(request, _("The alerts are saved."))
-        return SeeOther(reverse("connections:alerts"))
+        here = reverse("connections:alerts")
+        return HttpResponseClientRedirect(here) if request.htmx else SeeOther(here)
     told = Alert.objects.filter(connection__deleted_at=None)
     told = told.select_related("connection", "workspace")
     context = {
@@ -44,7 +46,8 @@ def alert_settings(request: HttpRequest) -> HttpResponse:
         "crumbs": connection_crumbs(_("Alerts")),
     }
     status = 422 if form.is_bound else 200
-    return render(request, "connections/alerts.html", context, status=status)
+    part = "#form" if request.htmx else ""
+    return render(request, f"connections/alerts.html{part}", context, status=status)
 
 
 def _title(alert: Alert) -> str:

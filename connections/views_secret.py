@@ -8,6 +8,7 @@ from django.shortcuts import render, resolve_url
 from django.utils.translation import gettext as _
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST
+from django_htmx.http import HttpResponseClientRedirect
 
 from connections import candidates, tasks
 from connections.actions import host_of
@@ -44,6 +45,8 @@ def secret_replace(request: HttpRequest, slug: str) -> HttpResponse:
                 messages.info(request, _("This secret is the one in use already."))
             else:
                 tasks.ring_for_candidate(connection.pk)
+            if request.htmx:
+                return HttpResponseClientRedirect(resolve_url(connection))
             return _back(connection)
         status = 422
     # Sent once more, it is meant for what the page shows now.
@@ -55,7 +58,8 @@ def secret_replace(request: HttpRequest, slug: str) -> HttpResponse:
         "host": host_of(connection.binding),
         "crumbs": connection_crumbs(connection, _("Replace the secret")),
     }
-    return render(request, "connections/secret.html", context, status=status)
+    part = "#form" if request.htmx else ""
+    return render(request, f"connections/secret.html{part}", context, status=status)
 
 
 @require_POST

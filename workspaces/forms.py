@@ -25,6 +25,21 @@ class Problems:
                     yield "", "", error
 
 
+class KeepsTyped:
+    """For a form with fields that no page gets back: what was typed there stays in the browser when
+    something else is refused (`keep_typed`, and htmx swaps the form)."""
+
+    def keep_typed(self, *names: str) -> None:
+        for name in names:
+            self.fields[name].widget.attrs["hx-preserve"] = "true"
+
+    def add_error(self, field: str | None, error: Any) -> None:
+        super().add_error(field, error)
+        if field in self.fields:
+            # What the browser preserves couldn't show the error.
+            self.fields[field].widget.attrs.pop("hx-preserve", None)
+
+
 class LongSelect(forms.Select):
     """For choices that grow with the installation: Django's own select renders a template for each.
     Without groups."""

@@ -8,6 +8,7 @@ import hmac
 import http.server
 import json
 import logging
+import re
 import smtplib
 import threading
 from decimal import Decimal
@@ -694,6 +695,26 @@ def test_the_page_saves_and_shows_no_secret(page):
     assert (row.by_mail, row.has_webhook) == (False, True)
     page.post("/connections/alerts/", {"failures": "2", "remove_webhook": "on"})
     assert not AlertSettings.objects.get().has_webhook
+
+
+def test_with_htmx_the_browser_keeps_the_secret_that_was_typed(page):
+    """And gets the form alone; a field that is refused itself is drawn anew, with its error."""
+    given = {"failures": "0", "webhook_url": "http://10.0.0.1/x", "webhook_secret": SECRET}
+    answer = page.post("/connections/alerts/", given, HTTP_HX_REQUEST="true")
+    assert answer.status_code == 422
+    assert answer.text.lstrip().startswith("<form")
+    assert SECRET not in answer.text
+    assert set(re.findall(r'<input[^>]* name="(\w+)"[^>]* hx-preserve', answer.text)) == {
+        "webhook_url",
+        "webhook_secret",
+    }
+    answer = page.post("/connections/alerts/", given | {"failures": "2"}, HTTP_HX_REQUEST="true")
+    assert answer.status_code == 422
+    assert re.findall(r'<input[^>]* name="(\w+)"[^>]* hx-preserve', answer.text) == [
+        "webhook_secret"
+    ]
+    answer = page.post("/connections/alerts/", {"failures": "2"}, HTTP_HX_REQUEST="true")
+    assert answer.headers["HX-Redirect"] == "/connections/alerts/"
 
 
 def test_a_refusal_keeps_what_was_typed_but_no_secret(page):

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import re
 import secrets
 import threading
 
@@ -183,6 +184,22 @@ def test_another_admins_new_secret_is_not_replaced_unseen(page, local, client_fo
     stale = other.post(FORM + "use/", {"candidate": str(first.pk)})
     assert stale.status_code == 400
     assert in_use(local) == KEY
+
+
+def test_with_htmx_the_browser_keeps_the_headers_that_were_typed(page, gateway):
+    given = {
+        "api_key": "two\nlines",
+        "extra_headers": "X-Gateway-Key: of-a-new-kind",
+        "replaces": "",
+        "entered_for": gateway.binding,
+    }
+    answer = page.post(FORM, given, HTTP_HX_REQUEST="true")
+    assert answer.status_code == 422
+    assert answer.text.lstrip().startswith("<form")
+    assert "of-a-new-kind" not in answer.text
+    assert re.findall(r'name="(\w+)"[^>]* hx-preserve', answer.text) == ["extra_headers"]
+    answer = page.post(FORM, given | {"api_key": ""}, HTTP_HX_REQUEST="true")
+    assert answer.headers["HX-Redirect"] == gateway.get_absolute_url()
 
 
 def test_the_form_of_before_another_address_is_refused(page, alice, local):
