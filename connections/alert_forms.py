@@ -34,6 +34,10 @@ class AlertsForm(KeepsTyped, Problems, forms.Form):
         min_value=1,
         max_value=alerts.MOST_FAILURES,
         help_text=_("So many validations have to fail before anybody is told."),
+        error_messages={
+            "min_value": _("Enter %(limit_value)s or more."),
+            "max_value": _("Enter %(limit_value)s or less."),
+        },
     )
     of_budgets = forms.BooleanField(
         label=_("Tell of budgets"),

@@ -703,6 +703,7 @@ def test_with_htmx_the_browser_keeps_the_secret_that_was_typed(page):
     answer = page.post("/connections/alerts/", given, HTTP_HX_REQUEST="true")
     assert answer.status_code == 422
     assert answer.text.lstrip().startswith("<form")
+    assert "Enter 1 or more." in answer.text
     assert SECRET not in answer.text
     assert set(re.findall(r'<input[^>]* name="(\w+)"[^>]* hx-preserve', answer.text)) == {
         "webhook_url",
