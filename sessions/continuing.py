@@ -82,21 +82,7 @@ def _continue(
     if not is_whole or turns.waiting(chat).exists():  # then a reply begins at once
         turns._check_budget(chat, target.pk)
         turns._check_running(actor)
-    new = ChatSession.objects.create(
-        workspace=chat.workspace,
-        owner=actor,
-        shared=chat.shared and chat.owner_id == actor.pk,
-        read_only=chat.read_only,
-        connection=target,
-        locked_at=timezone.now(),
-        model=model,
-        title=chat.title,
-        title_is_final=True,
-        thinking=chat.thinking,
-        max_output=chat.max_output,
-        continued_from=chat,
-        continued_turns=kept,
-    )
+    new = begin_from(chat, actor, target, model, kept)
     copy(chat, new, target, files, until=number)
     again = None if is_whole else ask_again(new, actor)
     _take_along(chat, new)
@@ -115,6 +101,28 @@ def _continue(
     else:
         turns._advance(new)
     return new
+
+
+def begin_from(
+    chat: ChatSession, actor: User, connection: Connection, model: str, kept: int
+) -> ChatSession:
+    """A session of the actor's that goes on after the first `kept` turns of another, none of which
+    is in it yet."""
+    return ChatSession.objects.create(
+        workspace=chat.workspace,
+        owner=actor,
+        shared=chat.shared and chat.owner_id == actor.pk,
+        read_only=chat.read_only,
+        connection=connection,
+        locked_at=timezone.now(),
+        model=model,
+        title=chat.title,
+        title_is_final=True,
+        thinking=chat.thinking,
+        max_output=chat.max_output,
+        continued_from=chat,
+        continued_turns=kept,
+    )
 
 
 def _target(chat: ChatSession, connection: Connection | None) -> tuple[Connection, str]:

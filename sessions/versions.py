@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from connections.models import Connection
@@ -119,21 +118,7 @@ def _begin(
     files: list[str],
 ) -> ChatSession:
     """The new session, on the same connection, with the turns up to `until`."""
-    new = ChatSession.objects.create(
-        workspace=chat.workspace,
-        owner=actor,
-        shared=chat.shared and chat.owner_id == actor.pk,
-        read_only=chat.read_only,
-        connection=connection,
-        locked_at=timezone.now(),
-        model=chat.model,
-        title=chat.title,
-        title_is_final=True,
-        thinking=chat.thinking,
-        max_output=chat.max_output,
-        continued_from=chat,
-        continued_turns=number - 1,
-    )
+    new = continuing.begin_from(chat, actor, connection, chat.model, number - 1)
     continuing.copy(chat, new, connection, files, until=until)
     turns._changed(chat)
     audit.record(
