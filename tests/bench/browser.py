@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass, field
+from urllib.parse import urlencode
 
 import orjson
 
@@ -66,11 +67,12 @@ class Page:
         self._stream.add_done_callback(self._ended)
         await ready
 
-    async def ask(self) -> Run:
+    async def ask(self, text: str = "go") -> Run:
         """Sends a message and follows the reply to its end."""
         self._run = run = Run()
         self._over = asyncio.get_running_loop().create_future()
-        body = f"text=go&client_key={uuid.uuid4().hex}&since={self._turn}".encode()
+        sent = {"text": text, "client_key": uuid.uuid4().hex, "since": self._turn}
+        body = urlencode(sent).encode()
         run.posted = time.monotonic_ns()
         status, answer = await self._request("POST", "send/", body)
         run.answered = time.monotonic_ns()

@@ -106,33 +106,27 @@ class Measured:
         self.found = Overhead()
 
     def turn(self, text: str) -> None:
-        from tests.bench.__main__ import Run, follow
+        from tests.bench.browser import CSRF, Page, Run
         from tests.system.parts import Chat
 
         chat = Chat(self.parts, MODEL)
-        jar = chat.client.cookies
-        cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
+        session = chat.client.cookies["patchbay_session"]
+        page = Page(self.parts.port, chat.url, f"patchbay_session={session}; patchbay_csrf={CSRF}")
 
         async def one() -> Run:
-            run, ready = Run(), asyncio.Event()
-            stream = asyncio.create_task(follow(self.parts.port, chat.url, cookie, run, ready))
-            try:
-                async with asyncio.timeout(TURN_WITHIN):
-                    await ready.wait()
-                    await asyncio.sleep(0.2)
-                    run.posted = time.monotonic_ns()
-                    await asyncio.to_thread(chat.send, text)
-                    await stream
-            finally:
-                stream.cancel()
-            return run
+            async with asyncio.timeout(TURN_WITHIN):
+                await page.open()
+                try:
+                    return await page.ask(text)
+                finally:
+                    page.close()
 
         try:
             run = asyncio.run(one())
             (asked,) = self.parts.requests_with(text)
             own = asked["first_token_ns"] - asked["received_ns"]
             assert run.first
-        except (TimeoutError, ConnectionError, AssertionError, ValueError):
+        except (TimeoutError, ConnectionError, RuntimeError, AssertionError, ValueError):
             self.found.failed += 1
             return
         self.found.first.append((run.first - run.posted - own) / 1e6)

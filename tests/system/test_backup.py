@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from sessions.transcript import PAGE
 from tests import postgres
 from tests.fakes.server import FakeProviders
 from tests.system.harness import ADMIN, ROOT, Client, Patchbay, wait_for
@@ -80,7 +81,7 @@ def shows_all(patchbay: Patchbay, client: Client, chat: str, texts: list[str]) -
     """Whether a session has these messages, and its page shows them, older turns included."""
     newest = "Turn.objects.count()"
     pages = client.get(chat).text
-    for before in range(61, int(count(patchbay, newest)) + 60, 60):
+    for before in range(PAGE + 1, int(count(patchbay, newest)) + PAGE, PAGE):
         pages += client.get(f"{chat}turns/?before={before}").text
     return all(text in pages for text in texts)
 

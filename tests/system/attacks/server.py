@@ -100,7 +100,7 @@ class Attacked(Patchbay):
 
     def status(self, slug: str) -> str:
         """As the list page shows it."""
-        page = self.admin.get("/connections/")
+        page = self.admin.get(f"/connections/?q={slug}")
         assert page.status_code == 200
         row = page.text.partition(f'id="connection-{slug}"')[2]
         return row.partition('data-status="')[2].partition('"')[0]
