@@ -144,8 +144,8 @@ def loopback_url(name: str) -> str:
 
 
 def made_secret(name: str, path: Path, *, bytes_: int = 32) -> str:
-    """The variable, else the file at `path`, made on the first call with `bytes_` random bytes as
-    URL-safe text."""
+    """The variable, else the file at `path`, made on the first call with `bytes_` random bytes in
+    hexadecimal: a double click in a console takes the whole of it."""
     if value := (_raw(name) or "").strip():
         return value
     make_private(path.parent)
@@ -154,7 +154,7 @@ def made_secret(name: str, path: Path, *, bytes_: int = 32) -> str:
     except FileExistsError:
         return _read_when_written(path)
     with os.fdopen(handle, "w") as file:
-        file.write(value := secrets.token_urlsafe(bytes_))
+        file.write(value := secrets.token_hex(bytes_))
     return value
 
 
