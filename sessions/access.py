@@ -89,6 +89,15 @@ def transferable_chat(request: HttpRequest, workspace: str, chat_id: uuid.UUID) 
     return chat
 
 
+def memberships_that_send() -> QuerySet[Membership]:
+    """Those of a turn's person in its workspace, for `Exists` over turns."""
+    return Membership.objects.filter(
+        user=OuterRef("started_by"),
+        workspace=OuterRef("chat__workspace"),
+        role__in=(Role.MEMBER, Role.ADMIN),
+    )
+
+
 class SignedOut(Exception):
     """The sign-in that opened a page has ended, by signing out or by a new password."""
 

@@ -6,7 +6,7 @@
 A provider that takes messages into a running call is asked once: it asks for the steering itself
 at the end of each reply, and the receipt of a message (`Delivered`) begins the next step.
 
-Runs on the worker's loop. Every write goes through `sessions.turns` with the lease's token, on a
+Runs on the worker's loop. Every write goes through `steps` and `turns` with the lease's token, on a
 database thread. A request that can be made again safely (429, 529, no connection, before the first
 token) is, twice at most, and the page says so.
 """
@@ -47,9 +47,10 @@ from connections.providers.base import (
 )
 from connections.sentences import Reason
 from connections.tasks import record_turn_outcome
-from sessions import turns
+from sessions import steps, turns
 from sessions.bus import Writer
 from sessions.history import CannotRun, Prepared, entries_of, prepare, shorten
+from sessions.leases import LeaseLost
 from sessions.models import Message, Turn
 from sessions.reply import Reply, text_of
 from sessions.toolbox import Server, Toolbox
@@ -140,14 +141,14 @@ class Agent:
                 )
             else:
                 await self._end(Turn.State.DONE)
-        except turns.LeaseLost:
+        except LeaseLost:
             logger.info("the lease of a turn is somebody else's")
         except (OperationalError, InterfaceError) as error:
             # The end can't be written either; the lease runs out, and a sweep writes it.
             logger.error("a turn is given up (%s)", type(error).__name__)
         except Exception:
             logger.exception("a turn failed")
-            with contextlib.suppress(turns.LeaseLost):
+            with contextlib.suppress(LeaseLost):
                 await self._end(Turn.State.FAILED, error_kind=Reason.INTERNAL.value)
 
     async def _steps(self) -> None:
@@ -176,10 +177,10 @@ class Agent:
                 raise CannotRun(Reason.TOO_MANY_STEPS)
             step = await self._begin_step()
 
-    def _open(self, specs: Sequence[ToolSpec]) -> tuple[Prepared, turns.Step]:
+    def _open(self, specs: Sequence[ToolSpec]) -> tuple[Prepared, steps.Step]:
         """What comes before the first request, in one go on a database thread."""
         prepared = prepare(self.turn, specs)
-        return prepared, turns.begin_step(self.turn, self.token, 1)
+        return prepared, steps.begin_step(self.turn, self.token, 1)
 
     async def _db[T](self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What a database function gives, asked again while there is no database or no room: a
@@ -197,14 +198,14 @@ class Agent:
                 )
             await asyncio.sleep(STORE_AGAIN)
 
-    async def _begin_step(self, receipt: uuid.UUID | None = None) -> turns.Step:
+    async def _begin_step(self, receipt: uuid.UUID | None = None) -> steps.Step:
         step = await self._db(
-            turns.begin_step, self.turn, self.token, self.number + 1, receipt=receipt
+            steps.begin_step, self.turn, self.token, self.number + 1, receipt=receipt
         )
         self._begun(step)
         return step
 
-    def _begun(self, step: turns.Step) -> None:
+    def _begun(self, step: steps.Step) -> None:
         self.number = step.number
         self.message_id = step.message_id
         self.reply = Reply(self.chat_id, str(step.message_id), self.writer)
@@ -233,7 +234,7 @@ class Agent:
         kept: dict[uuid.UUID, dict[str, int]] = {}
         for one in shortened:
             kept.setdefault(self.answered[one.entry], {})[one.id] = one.kept
-        await self._db(turns.mark_shortened, self.turn, self.token, kept)
+        await self._db(steps.mark_shortened, self.turn, self.token, kept)
         self._say(("window", {}))
 
     async def _ask(
@@ -251,7 +252,7 @@ class Agent:
                         for part in entry.parts
                     ],
                 )
-                for message in await self._db(turns.claim_steering, self.turn, self.token)
+                for message in await self._db(steps.claim_steering, self.turn, self.token)
             ]
 
         request = ModelRequest(
@@ -303,7 +304,7 @@ class Agent:
                     receipt = uuid.UUID(event.id)
                     if receipts:  # beside the one before: one reply answers both
                         await self._db(
-                            turns.deliver_steered,
+                            steps.deliver_steered,
                             self.turn,
                             self.token,
                             receipt,
@@ -363,7 +364,7 @@ class Agent:
             self.cost = (self.cost or Decimal(0)) + cost
         await self.writer.settle()
         await self._db(
-            turns.finish_step,
+            steps.finish_step,
             self.turn.pk,
             self.token,
             self.message_id,

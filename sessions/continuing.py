@@ -18,8 +18,9 @@ from django.utils.translation import gettext as _
 
 from connections.models import Connection
 from connections.resolve import Candidates, Choice, Usable, resolve
-from sessions import turns
+from sessions import doorbell, limits, locking, queueing, turns
 from sessions.models import Attachment, ChatSession, Message, Turn, attachment_path
+from sessions.refusals import Refused
 from workspaces import audit
 from workspaces.models import User
 
@@ -37,7 +38,7 @@ def continue_on(chat_id: uuid.UUID, actor: User, connection: Connection | None) 
 
     The last turn is asked again there unless it was done, and what waited goes along. Pressed
     twice, it is one continuation: one in which nobody has written yet is given back. Raises
-    `turns.Refused`. Locks the session.
+    `Refused`. Locks the session.
     """
     with copying() as files:
         return _continue(chat_id, actor, connection, files)
@@ -60,14 +61,14 @@ def copying() -> Iterator[list[str]]:
 def _continue(
     chat_id: uuid.UUID, actor: User, connection: Connection | None, files: list[str]
 ) -> ChatSession:
-    chat = turns._lock(chat_id)
-    turns._check_there(chat)
+    chat = locking.lock(chat_id)
+    locking.check_there(chat)
     if not chat.is_locked:
-        raise turns.Refused(
+        raise Refused(
             "not_locked", _("This session isn't locked yet: choose another connection in it.")
         )
-    if turns._active_turn(chat) is not None:
-        raise turns.Refused("active", _("Wait for the reply to end, or stop it, then go on."))
+    if locking.active_turn(chat) is not None:
+        raise Refused("active", _("Wait for the reply to end, or stop it, then go on."))
     target, model = _target(chat, connection)
     last = Turn.objects.filter(chat=chat).order_by("-number").first()
     number = last.number if last else 0
@@ -79,14 +80,14 @@ def _continue(
     for one in before[:1]:
         if not Turn.objects.filter(chat=one, number__gt=number).exists():
             return one
-    if not is_whole or turns.waiting(chat).exists():  # then a reply begins at once
-        turns._check_budget(chat, target.pk)
-        turns._check_running(actor)
+    if not is_whole or queueing.waiting(chat).exists():  # then a reply begins at once
+        limits.check_budget(chat, target.pk)
+        limits.check_running(actor)
     new = begin_from(chat, actor, target, model, kept)
     copy(chat, new, target, files, until=number)
     again = None if is_whole else ask_again(new, actor)
     _take_along(chat, new)
-    turns._changed(chat)
+    locking.changed(chat)
     audit.record(
         actor,
         "session.continue",
@@ -97,9 +98,9 @@ def _continue(
         connection=target.slug,
     )
     if again is not None:
-        turns._ring(again)
+        doorbell.ring(again)
     else:
-        turns._advance(new)
+        queueing.advance(new)
     return new
 
 
@@ -128,10 +129,10 @@ def begin_from(
 def _target(chat: ChatSession, connection: Connection | None) -> tuple[Connection, str]:
     if connection is not None:
         if connection.pk == chat.connection_id:
-            raise turns.Refused("connection", _("Choose another connection than this session's."))
+            raise Refused("connection", _("Choose another connection than this session's."))
         resolution = resolve(chat.workspace, Choice(connection.pk))
         if resolution.connection is None:
-            raise turns.Refused("connection", resolution.refusal_text(admin=False))
+            raise Refused("connection", resolution.refusal_text(admin=False))
         return resolution.connection, resolution.model
     among = Candidates.of(chat.workspace)
     found = successors(chat, among)
@@ -140,7 +141,7 @@ def _target(chat: ChatSession, connection: Connection | None) -> tuple[Connectio
     first = heir or (chosen.pk if chosen else None)
     for one in sorted(found, key=lambda one: one.connection.pk != first):
         return one.connection, one.first_model
-    raise turns.Refused("connection", _("No other connection can be used in this workspace now."))
+    raise Refused("connection", _("No other connection can be used in this workspace now."))
 
 
 def copy(
@@ -227,21 +228,16 @@ def _copied(attachment: Attachment, message: Message, files: list[str]) -> Attac
 
 
 def ask_again(new: ChatSession, actor: User) -> Turn:
-    """The last turn, which had no whole reply, once more: what people said stays."""
+    """The last turn, which had no whole reply, once more."""
     turn = Turn.objects.filter(chat=new).order_by("-number").first()
     assert turn is not None
-    Message.objects.filter(turn=turn, role=Message.Role.ASSISTANT).delete()
-    Message.objects.filter(turn=turn).update(step=0)
-    fresh = Turn(pk=turn.pk, chat=new, number=turn.number, model=new.model)
-    fresh.started_by, fresh.created_at = actor, turn.created_at
-    fresh.save(force_update=True)
-    return fresh
+    return turns.begin_again(new, turn, actor)
 
 
 def _take_along(chat: ChatSession, new: ChatSession) -> None:
     """What waited in the old session waits in the new one, once, in its order."""
-    top = turns._next_seq(new)
-    for number, message in enumerate(turns.waiting(chat)):
+    top = locking.next_seq(new)
+    for number, message in enumerate(queueing.waiting(chat)):
         message.chat, message.seq, message.place = new, top + number, top + number
         message.delivery, message.turn, message.client_key = Message.Delivery.QUEUED, None, None
         message.save(

@@ -18,8 +18,9 @@ from django.db.models import Exists, OuterRef, QuerySet, Subquery
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from sessions import turns
+from sessions import locking, queueing, turns
 from sessions.models import Attachment, ChatSession, Flag, Message, Seen, Turn
+from sessions.refusals import Refused
 from workspaces import audit, people
 from workspaces.models import User, Workspace
 
@@ -44,12 +45,12 @@ class Sharing(enum.StrEnum):
 @transaction.atomic
 def share(chat_id: uuid.UUID, actor: User, sharing: Sharing) -> None:
     """Opens a session to its workspace, or closes it again. Locks the session."""
-    chat = turns._lock(chat_id)
+    chat = locking.lock(chat_id)
     if Sharing.of(chat) is sharing:
         return
     chat.shared = sharing is not Sharing.PRIVATE
     chat.read_only = sharing is Sharing.READ
-    turns._changed(chat, "shared", "read_only")
+    locking.changed(chat, "shared", "read_only")
     audit.record(
         actor,
         "session.share" if chat.shared else "session.unshare",
@@ -89,20 +90,20 @@ def unseen_by(user: User) -> Exists:
 @transaction.atomic
 def archive(chat_id: uuid.UUID, on: bool) -> None:
     """Takes a session out of the list, or back; the next message brings it back too. Locks it."""
-    chat = turns._lock(chat_id)
+    chat = locking.lock(chat_id)
     if (chat.archived_at is not None) == on:
         return
     chat.archived_at = timezone.now() if on else None
-    turns._changed(chat, "archived_at")
+    locking.changed(chat, "archived_at")
 
 
 @transaction.atomic
 def delete(chat_id: uuid.UUID, actor: User | str) -> None:
-    """For good, with its images; what it cost stays in the usage. Raises `turns.Refused` while a
+    """For good, with its images; what it cost stays in the usage. Raises `Refused` while a
     reply is under way: its worker would write into nothing. Locks the session."""
-    chat = turns._lock(chat_id)
-    if turns._active_turn(chat) is not None:
-        raise turns.Refused("active", _("A reply is under way. Stop it, then delete the session."))
+    chat = locking.lock(chat_id)
+    if locking.active_turn(chat) is not None:
+        raise Refused("active", _("A reply is under way. Stop it, then delete the session."))
     attachments = Attachment.objects.filter(message__chat=chat)
     files = list(attachments.values_list("file", flat=True))
     audit.record(
@@ -125,20 +126,18 @@ def _delete_files(files: list[str]) -> None:
 @transaction.atomic
 def transfer(chat_id: uuid.UUID, actor: User, receiver: User) -> None:
     """Gives one session to another member of its workspace; private stays private, to the new
-    owner. Raises `turns.Refused` while a reply is under way or messages wait, which go out in their
+    owner. Raises `Refused` while a reply is under way or messages wait, which go out in their
     author's name. Locks the session."""
-    chat = turns._lock(chat_id)
+    chat = locking.lock(chat_id)
     if not people.receivers(chat.workspace, chat.owner).filter(pk=receiver.pk).exists():
-        raise turns.Refused(
-            "receiver", _("Choose a member of this workspace who may hold sessions.")
-        )
-    if turns._active_turn(chat) is not None or turns.waiting(chat).exists():
-        raise turns.Refused(
+        raise Refused("receiver", _("Choose a member of this workspace who may hold sessions."))
+    if locking.active_turn(chat) is not None or queueing.waiting(chat).exists():
+        raise Refused(
             "active",
             _("A reply is under way, or messages wait. Stop it first, then hand the session over."),
         )
     giver, chat.owner = chat.owner, receiver
-    turns._changed(chat, "owner")
+    locking.changed(chat, "owner")
     if not chat.shared:
         for model in (Flag, Seen):
             model.objects.filter(chat=chat).exclude(user=receiver).delete()

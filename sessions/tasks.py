@@ -1,23 +1,18 @@
-"""The doorbell: tasks with ids only. What a task finds taken or gone it leaves alone."""
+"""Tasks with ids only. What a task finds taken or gone it leaves alone."""
 
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 
 from celery import shared_task
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
-from sessions import belongings, bus, keeping
+from sessions import belongings, keeping
 from sessions.worker import get_crew
 from workspaces.runtime import get_runtime, settle_in
 
 logger = logging.getLogger(__name__)
-
-_quiet_until = 0.0  # a dead broker isn't tried for every message
 
 
 @shared_task(name="sessions.tasks.run_turn")
@@ -42,19 +37,6 @@ def expire() -> None:
 def delete_doomed() -> None:
     """Goes on with what is being deleted. One query when there is nothing."""
     keeping.delete_doomed(seconds=40)
-
-
-def ring(turn_id: uuid.UUID) -> None:
-    """Tells the workers of a pending turn. Never raises and never waits longer than two seconds:
-    when nobody hears, a worker's sweep finds the row."""
-    global _quiet_until
-    if time.monotonic() < _quiet_until or bus.publisher.is_resting:
-        return
-    try:
-        run_turn.apply_async((str(turn_id),), retry=False)
-    except (OperationalError, RedisError, OSError) as error:
-        _quiet_until = time.monotonic() + 3
-        logger.warning("the doorbell doesn't ring (%s)", type(error).__name__)
 
 
 # -- the worker's life -----------------------------------------------------------------------------

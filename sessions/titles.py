@@ -1,4 +1,5 @@
-"""A title made by a model, once, after the first turn is done; silent when it fails."""
+"""A session's title: the first words at once, then one made by a model, once, after the first turn
+is done (silent when it fails), or a person's own."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 import uuid
 
 from django.conf import settings
+from django.db import transaction
 
 from connections.capabilities import capabilities
 from connections.models import Connection
@@ -18,16 +20,36 @@ from connections.providers.base import (
     Turnlet,
 )
 from connections.targets import TargetError, availability, provider_of, target_of
-from sessions import turns
+from sessions import locking
 from sessions.models import ChatSession, Message, Turn
+from sessions.texts import clean_text
 from workspaces.egress import client_for, provider_policy
 from workspaces.runtime import Runtime
 
-FIRST_CHARACTERS = 500
+FIRST_WORDS = 50  # characters of the first message that make the title at once
+FIRST_CHARACTERS = 500  # of it that a model is shown
 _ASK = (
     "Give this conversation a title of two to five words, in the language of the message. Answer "
     "with the title alone, without quotation marks.\n\nThe message:\n"
 )
+
+
+def first_words(text: str) -> str:
+    line = " ".join(text.split())
+    if len(line) <= FIRST_WORDS:
+        return line
+    head = line[:FIRST_WORDS]
+    return (head.rsplit(" ", 1)[0] if " " in head else head).rstrip(".,;:") + "…"
+
+
+@transaction.atomic
+def rename(chat_id: uuid.UUID, title: str, *, by_model: bool = False) -> None:
+    """A title by a person or, once, by a model, which never replaces the former's."""
+    chat = locking.lock(chat_id)
+    if by_model and chat.title_is_final:
+        return
+    chat.title, chat.title_is_final = clean_text(" ".join(title.split()))[:200], True
+    locking.changed(chat, "title", "title_is_final")
 
 
 def mini_model(connection: Connection, model: str) -> str:
@@ -88,4 +110,4 @@ async def make_title(runtime: Runtime, chat_id: uuid.UUID) -> None:
         return
     title = " ".join("".join(pieces).split()).strip("\"'“”„«»*# ")[:80]
     if title:
-        await runtime.db(turns.rename, chat_id, title, by_model=True)
+        await runtime.db(rename, chat_id, title, by_model=True)

@@ -24,7 +24,7 @@ from connections.choices import MidStream
 from connections.models import Connection
 from connections.resolve import Candidates, Choice, Resolution, Usable, resolve
 from connections.sentences import Reason, Sentence, sentence
-from sessions import bus, turns
+from sessions import bus, queueing
 from sessions.access import visible_chats, visible_to
 from sessions.models import Attachment, ChatSession, Message, Seen, Turn
 from sessions.reply import Block, blocks_of
@@ -454,7 +454,7 @@ def build(chat: ChatSession, access: Access, *, since: int = 0, before: int = 0)
         shown[-1].is_last = True
     growing = next((m.message for t in shown for m in t.messages if m.is_growing), None)
     cursor = newest if growing is None else (growing.cursor or "0-0")
-    waiting = [] if before else turns.waiting_messages(chat)
+    waiting = [] if before else queueing.waiting_messages(chat)
     transcript = Transcript(chat, access, cursor, shown, waiting, older)
     for heir in transcript.heirs:
         if heir.connection_id == chat.connection_id:

@@ -15,9 +15,11 @@ from django.utils.translation import gettext as _
 
 from connections.models import Connection
 from connections.resolve import Choice
-from sessions import continuing, turns
+from sessions import choosing, continuing, doorbell, limits, locking, sending
 from sessions.images import CheckedImage
 from sessions.models import ChatSession, Message, Turn
+from sessions.refusals import Refused
+from sessions.texts import clean_text, storable_key
 from workspaces import audit
 from workspaces.models import User
 
@@ -44,21 +46,21 @@ def send_edited(
     `model`, one of the connection's, answered by that one.
 
     The same again, with the same `client_key`, gives the same session: another text or model, from
-    a page that one went back to, gives another. Raises `turns.Refused`, and then nothing was made.
+    a page that one went back to, gives another. Raises `Refused`, and then nothing was made.
     Locks the session.
     """
     turn = message.turn
     assert turn is not None
     with continuing.copying() as made:
-        chat = turns._lock(message.chat_id)
-        sent = {"model": model or chat.model, "messages__text": turns.clean_text(text)}
+        chat = locking.lock(message.chat_id)
+        sent = {"model": model or chat.model, "messages__text": clean_text(text)}
         if same := _made_before(chat, actor, client_key, **sent):
             return same
         connection = _usable(chat, actor)
         new = _begin(chat, actor, connection, turn.number, until=turn.number - 1, files=made)
         if model and model != new.model:
-            turns.choose_model(new.pk, actor, model)
-        turns.send(new.pk, actor, text, client_key=client_key, images=images, files=files)
+            choosing.choose_model(new.pk, actor, model)
+        sending.send(new.pk, actor, text, client_key=client_key, images=images, files=files)
         return new
 
 
@@ -68,27 +70,27 @@ def regenerate(
     """A new session in which the last turn, `number`, is asked again: all that people said in it
     stays, what the model said is left in the first session.
 
-    The same `client_key` again gives the same session. Raises `turns.Refused`. Locks the session.
+    The same `client_key` again gives the same session. Raises `Refused`. Locks the session.
     """
     with continuing.copying() as made:
-        chat = turns._lock(chat_id)
+        chat = locking.lock(chat_id)
         if same := _made_before(chat, actor, client_key):
             return same
         last = Turn.objects.filter(chat=chat).order_by("-number").first()
         if last is None or last.number != number or last.state != Turn.State.DONE:
-            raise turns.Refused(
+            raise Refused(
                 "not_last", _("Only the last answer can be asked for again, when it is done.")
             )
         connection = _usable(chat, actor)
-        turns._check_budget(chat)
-        turns._check_running(actor)
+        limits.check_budget(chat)
+        limits.check_running(actor)
         new = _begin(chat, actor, connection, number, until=number, files=made)
         again = continuing.ask_again(new, actor)
         said = Message.objects.filter(turn=again).order_by("seq").first()
         if said is not None and client_key:
-            said.client_key = turns._storable_key(client_key)
+            said.client_key = storable_key(client_key)
             said.save(update_fields=["client_key"])
-        turns._ring(again)
+        doorbell.ring(again)
         return new
 
 
@@ -98,12 +100,14 @@ def _made_before(
     if not client_key:
         return None
     made = ChatSession.objects.filter(continued_from=chat, owner=actor, doomed_at=None)
-    return made.filter(messages__client_key=turns._storable_key(client_key), **sent).first()
+    return made.filter(messages__client_key=storable_key(client_key), **sent).first()
 
 
 def _usable(chat: ChatSession, actor: User) -> Connection:
-    turns._check_there(chat)
-    connection = turns._resolved(chat, actor, Choice(chat.connection_id, chat.locked_at)).connection
+    locking.check_there(chat)
+    connection = choosing.resolved(
+        chat, actor, Choice(chat.connection_id, chat.locked_at)
+    ).connection
     assert connection is not None
     return connection
 
@@ -120,7 +124,7 @@ def _begin(
     """The new session, on the same connection, with the turns up to `until`."""
     new = continuing.begin_from(chat, actor, connection, chat.model, number - 1)
     continuing.copy(chat, new, connection, files, until=until)
-    turns._changed(chat)
+    locking.changed(chat)
     audit.record(
         actor,
         "session.version",

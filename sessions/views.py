@@ -16,12 +16,14 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from connections.models import Connection
-from sessions import limits, turns, versions
+from sessions import choosing, limits, queueing, sending, titles, turns, versions
 from sessions.access import may_hand_over, readable_chat, writable_chat
 from sessions.continuing import continue_on
 from sessions.images import CheckedImage, ImageRefused, check_count, check_images
 from sessions.models import Attachment, ChatSession, Message
+from sessions.refusals import Refused, TooMany
 from sessions.textfiles import FileRefused, read_files
+from sessions.texts import clean_text
 from sessions.transcript import build
 from workspaces import audit
 from workspaces.models import Role
@@ -145,7 +147,7 @@ _STATUS = dict.fromkeys(
 
 
 def refused(
-    request: HttpRequest, chat: ChatSession, refusal: turns.Refused, draft: str = ""
+    request: HttpRequest, chat: ChatSession, refusal: Refused, draft: str = ""
 ) -> HttpResponse:
     status = _STATUS.get(refusal.kind, 409)
     response = answer(request, chat, draft=draft, problem=refusal.sentence, status=status)
@@ -154,7 +156,7 @@ def refused(
 
 def _says_when(response: HttpResponse, refusal: Exception) -> HttpResponse:
     """Tells programs too when it is worth trying again, where it was too much at once."""
-    if isinstance(refusal, turns.TooMany):
+    if isinstance(refusal, TooMany):
         response.status_code = 429
         response.headers["Retry-After"] = str(refusal.retry_after)
     return response
@@ -168,7 +170,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
     text = request.POST.get("text", "")
     try:
         limits.count_send(request.user)
-    except turns.TooMany as refusal:
+    except TooMany as refusal:
         return refused(request, chat, refusal, draft=text)
     try:
         images = check_images(request.FILES.getlist("images"))
@@ -176,7 +178,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
     except (ImageRefused, FileRefused) as refusal:
         return answer(request, chat, draft=text, problem=str(refusal), status=422)
     try:
-        turns.send(
+        sending.send(
             chat.pk,
             request.user,
             text,
@@ -184,7 +186,7 @@ def chat_send(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
             images=images,
             files=files,
         )
-    except turns.Refused as refusal:
+    except Refused as refusal:
         return refused(request, chat, refusal, draft=text)
     return answer(request, chat)
 
@@ -195,7 +197,7 @@ def chat_stop(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpR
     typed = request.POST.get("text", "").strip()
     try:
         returned = turns.stop(chat.pk, request.user, queued=request.POST.get("queued", "return"))
-    except turns.Refused as refusal:
+    except Refused as refusal:
         return refused(request, chat, refusal, draft=typed)
     texts = [typed, *(message.text for message in returned)]
     return answer(request, chat, draft="\n\n".join(text for text in texts if text))
@@ -207,7 +209,7 @@ def chat_retry(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Http
     try:
         limits.count_send(request.user)
         turns.retry(chat.pk, request.user)
-    except turns.Refused as refusal:
+    except Refused as refusal:
         return refused(request, chat, refusal)
     return answer(request, chat)
 
@@ -224,7 +226,7 @@ def chat_regenerate(request: HttpRequest, workspace: str, chat_id: uuid.UUID) ->
             number_of(request.POST.get("turn", "")),
             client_key=request.POST.get("client_key", ""),
         )
-    except turns.Refused as refusal:
+    except Refused as refusal:
         return refused(request, chat, refusal)
     return back_to(new)
 
@@ -260,9 +262,9 @@ def message_again(
             client_key=request.POST.get("client_key", ""),
             images=images,
             files=files,
-            model=turns.clean_text(request.POST.get("model", ""))[:200],
+            model=clean_text(request.POST.get("model", ""))[:200],
         )
-    except (turns.Refused, ImageRefused, FileRefused) as refusal:
+    except (Refused, ImageRefused, FileRefused) as refusal:
         page = _again(request, chat, message, text, kept, kept_files, str(refusal))
         return _says_when(page, refusal)
     if request.htmx:
@@ -306,7 +308,7 @@ def chat_continue(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> H
     """A new session with the same transcript on another `connection` (a slug; left out: what the
     workspace would use now)."""
     chat = writable_chat(request, workspace, chat_id)
-    slug = turns.clean_text(request.POST.get("connection", ""))
+    slug = clean_text(request.POST.get("connection", ""))
     connection = None
     if slug:
         connection = Connection.objects.visible_to(chat.workspace).filter(slug=slug[:64]).first()
@@ -314,7 +316,7 @@ def chat_continue(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> H
             raise Http404
     try:
         continued = continue_on(chat.pk, request.user, connection)
-    except turns.Refused as refusal:
+    except Refused as refusal:
         return refused(request, chat, refusal)
     return back_to(continued)
 
@@ -323,8 +325,8 @@ def chat_continue(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> H
 def chat_resume(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = writable_chat(request, workspace, chat_id)
     try:
-        turns.resume(chat.pk)
-    except turns.Refused as refusal:
+        queueing.resume(chat.pk)
+    except Refused as refusal:
         return refused(request, chat, refusal)
     return answer(request, chat)
 
@@ -333,19 +335,19 @@ def chat_resume(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Htt
 def chat_connection(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     """The choice before the first message: `connection` is a slug, or empty for the defaults."""
     chat = writable_chat(request, workspace, chat_id)
-    slug = turns.clean_text(request.POST.get("connection", ""))
+    slug = clean_text(request.POST.get("connection", ""))
     connection = None
     if "connection" not in request.POST and not chat.is_locked:
         # Only an empty one goes back to the defaults: a misspelt field doesn't undo a choice.
-        refusal = turns.Refused("connection", _("Choose a connection first."))
+        refusal = Refused("connection", _("Choose a connection first."))
         return refused(request, chat, refusal)
     if slug:
         connection = Connection.objects.visible_to(chat.workspace).filter(slug=slug[:64]).first()
         if connection is None and not chat.is_locked:
             raise Http404
     try:
-        turns.choose_connection(chat.pk, request.user, connection)
-    except turns.Refused as refusal:
+        choosing.choose_connection(chat.pk, request.user, connection)
+    except Refused as refusal:
         return refused(request, chat, refusal)
     return answer(request, chat)
 
@@ -354,8 +356,8 @@ def chat_connection(request: HttpRequest, workspace: str, chat_id: uuid.UUID) ->
 def chat_model(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> HttpResponse:
     chat = writable_chat(request, workspace, chat_id)
     try:
-        turns.choose_model(chat.pk, request.user, request.POST.get("model", "")[:200])
-    except turns.Refused as refusal:
+        choosing.choose_model(chat.pk, request.user, request.POST.get("model", "")[:200])
+    except Refused as refusal:
         return refused(request, chat, refusal)
     return answer(request, chat)
 
@@ -365,13 +367,13 @@ def chat_options(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Ht
     """`thinking` and `max_output`; what is left out stays as it is."""
     chat = writable_chat(request, workspace, chat_id)
     wanted = {
-        name: turns.clean_text(request.POST[name])
+        name: clean_text(request.POST[name])
         for name in ("thinking", "max_output")
         if name in request.POST
     }
     try:
-        turns.choose_options(chat.pk, request.user, wanted)
-    except turns.Refused as refusal:
+        choosing.choose_options(chat.pk, request.user, wanted)
+    except Refused as refusal:
         return refused(request, chat, refusal)
     return answer(request, chat)
 
@@ -381,7 +383,7 @@ def chat_rename(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Htt
     chat = writable_chat(request, workspace, chat_id)
     title = request.POST.get("title", "").strip()
     if title:
-        turns.rename(chat.pk, title)
+        titles.rename(chat.pk, title)
     return answer(request, chat)
 
 
@@ -393,9 +395,7 @@ def message_edit(
         request,
         workspace,
         chat_id,
-        lambda chat: turns.edit_waiting(
-            chat, message_id, request.user, request.POST.get("text", "")
-        ),
+        lambda chat: queueing.edit(chat, message_id, request.user, request.POST.get("text", "")),
     )
 
 
@@ -403,18 +403,14 @@ def message_edit(
 def message_cancel(
     request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
 ) -> HttpResponse:
-    return _on_waiting(
-        request, workspace, chat_id, lambda chat: turns.cancel_waiting(chat, message_id)
-    )
+    return _on_waiting(request, workspace, chat_id, lambda chat: queueing.cancel(chat, message_id))
 
 
 @require_POST
 def message_promote(
     request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
 ) -> HttpResponse:
-    return _on_waiting(
-        request, workspace, chat_id, lambda chat: turns.promote_waiting(chat, message_id)
-    )
+    return _on_waiting(request, workspace, chat_id, lambda chat: queueing.promote(chat, message_id))
 
 
 @require_POST
@@ -429,7 +425,7 @@ def message_move(
         request,
         workspace,
         chat_id,
-        lambda chat: turns.move_waiting(chat, message_id, earlier=earlier, before=before),
+        lambda chat: queueing.move(chat, message_id, earlier=earlier, before=before),
     )
 
 
@@ -437,7 +433,7 @@ def _on_waiting(request: HttpRequest, workspace: str, chat_id: uuid.UUID, act: A
     chat = writable_chat(request, workspace, chat_id)
     try:
         act(chat.pk)
-    except turns.Refused as refusal:
+    except Refused as refusal:
         return refused(request, chat, refusal)
     return answer(request, chat)
 

@@ -21,10 +21,11 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 
 from connections.models import Connection
 from connections.resolve import resolve
-from sessions import export, keeping, search, turns
+from sessions import export, keeping, search
 from sessions.access import owned_chat, readable_chat, transferable_chat, visible_chats
 from sessions.keeping import Sharing
 from sessions.models import ChatSession, Flag, SearchText, Turn
+from sessions.refusals import Refused
 from sessions.views import answer, back_to, number_of
 from workspaces import people
 from workspaces.forms import LongSelect
@@ -258,7 +259,7 @@ def chat_delete(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Htt
     if request.method == "POST":
         try:
             keeping.delete(chat.pk, request.user)
-        except turns.Refused as refusal:
+        except Refused as refusal:
             messages.error(request, str(refusal))
             return back_to(chat)
         messages.success(request, _("The session was deleted."))
@@ -291,7 +292,7 @@ def chat_transfer(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> H
         if form.is_valid() and form.heir:
             try:
                 keeping.transfer(chat.pk, request.user, form.heir)
-            except turns.Refused as refusal:
+            except Refused as refusal:
                 problem, status = str(refusal), 409
             else:
                 said = _("The session is %(who)s's now.") % {"who": form.heir.label}

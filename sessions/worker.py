@@ -17,7 +17,7 @@ import uuid
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection
 
-from sessions import alive, search, turns
+from sessions import alive, leases, search, steps, turns
 from sessions.agent import Agent, Live
 from sessions.bus import Writer
 from sessions.reply import text_of
@@ -123,7 +123,7 @@ class Crew:
             await asyncio.sleep(max(0.05, CHECKPOINT - (time.monotonic() - started)))
 
     async def _checkpoint(self) -> None:
-        rows: list[turns.Progress] = []
+        rows: list[steps.Progress] = []
         for live in list(self.live.values()):
             reply, message_id = live.reply, live.message_id
             if reply is None or message_id is None or not reply.changed:
@@ -132,12 +132,12 @@ class Crew:
             cursor = self.writer.last_id(str(live.turn.chat_id))
             parts = reply.snapshot()
             token, turn_id = live.token, live.turn.pk
-            rows.append(turns.Progress(turn_id, token, message_id, text_of(parts), parts, cursor))
+            rows.append(steps.Progress(turn_id, token, message_id, text_of(parts), parts, cursor))
             reply.render_open()
         if not rows:
             return
         try:
-            lost = await self.runtime.db(turns.save_progress, rows)
+            lost = await self.runtime.db(steps.save_progress, rows)
         except (DatabaseError, InterfaceError):
             for row in rows:
                 if (live := self.live.get(row.token)) and live.reply is not None:
@@ -163,13 +163,13 @@ class Crew:
                 beaten = time.monotonic()
                 continue
             try:
-                for token in turns.stops_requested(tokens):
+                for token in leases.stops_requested(tokens):
                     self._cancel(token, "stop")
                 if time.monotonic() - beaten >= HEARTBEAT:
                     beaten = time.monotonic()
-                    for token in turns.without_access(tokens):
+                    for token in leases.without_access(tokens):
                         self._cancel(token, "stop")
-                    for token in set(tokens) - turns.renew(tokens):
+                    for token in set(tokens) - leases.renew(tokens):
                         self._cancel(token, "lost")
             except (DatabaseError, InterfaceError) as error:
                 beaten = 0.0  # with the first answer, before a sweep takes the lease for lost

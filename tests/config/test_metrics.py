@@ -9,7 +9,7 @@ from django.db import DatabaseError
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import metrics
-from sessions import turns
+from sessions import sending
 from sessions.models import ChatSession
 from tests.builders import make_connection, make_user, make_workspace
 
@@ -49,8 +49,8 @@ def test_it_tells_what_waits_and_names_nobody(client, token, django_assert_max_n
     space, bob = make_workspace("canary-space"), make_user("canary@example.com")
     make_connection("canary", is_default=True)
     chat = ChatSession.objects.create(workspace=space, owner=bob)
-    turns.send(chat.pk, bob, "canary text", ring=False)
-    turns.send(chat.pk, bob, "another", ring=False)
+    sending.send(chat.pk, bob, "canary text", ring=False)
+    sending.send(chat.pk, bob, "another", ring=False)
     with django_assert_max_num_queries(12):
         answer = client.get("/metrics", headers=token)
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

@@ -29,7 +29,7 @@ from connections.targets import (
     target_of,
 )
 from connections.tasks import record_turn_outcome
-from sessions.turns import PAUSING
+from sessions.queueing import PAUSING
 from tests.builders import make_connection
 from tests.fakes.http import Cut, Hang
 from tests.fakes.server import FakeProviders

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sessions.turns import clean_text
+from sessions.texts import clean_text
 from tests.sessions.hostile import BEACON, load_hostile
 
 __all__ = ["BEACON", "texts"]

@@ -823,11 +823,11 @@ def test_older_turns_come_above_and_the_place_stays(patchbay: Patchbay, admin: C
     path = new_session(admin, "echo")
     chat = path.rstrip("/").rpartition("/")[2]
     code = (
-        "from sessions import turns; from sessions.models import *\n"
+        "from sessions import sending; from sessions.models import *\n"
         "from workspaces.models import User\n"
         f"chat, alice = ChatSession.objects.get(pk={chat!r}), User.objects.get(is_superuser=True)\n"
         "for number in range(1, 51):\n"
-        "    turn = turns.send(chat.pk, alice, f'Question {number}', ring=False).turn\n"
+        "    turn = sending.send(chat.pk, alice, f'Question {number}', ring=False).turn\n"
         "    Turn.objects.filter(pk=turn.pk).update(state='done', left_out_before=45)"
     )
     patchbay.manage("shell", "-c", code)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sessions import turns
+from sessions import leases, sending, turns
 from sessions.models import ChatSession, Message, Turn
 from tests.builders import make_member, make_user
 from workspaces.models import Membership, Role, User
@@ -28,7 +28,7 @@ def withdraw(request: pytest.FixtureRequest) -> Callable[[User], object]:
 
 
 def test_a_pending_turn_is_refused_when_a_worker_comes_for_it(chat, bob, withdraw):
-    sent = turns.send(chat.pk, bob, "read this")
+    sent = sending.send(chat.pk, bob, "read this")
     withdraw(bob)
     assert turns.claim(sent.turn.pk) is None
     turn = Turn.objects.get(pk=sent.turn.pk)
@@ -41,9 +41,9 @@ def test_a_queued_message_of_a_colleague_goes_on_after_a_refused_one(chat, bob, 
     dora = make_user("dora@example.com")
     make_member(workspace, dora)
     ChatSession.objects.filter(pk=chat.pk).update(shared=True)
-    first = turns.claim(turns.send(chat.pk, dora, "first").turn.pk)
-    turns.send(chat.pk, bob, "bob's, queued")
-    turns.send(chat.pk, dora, "dora's, queued")
+    first = turns.claim(sending.send(chat.pk, dora, "first").turn.pk)
+    sending.send(chat.pk, bob, "bob's, queued")
+    sending.send(chat.pk, dora, "dora's, queued")
     Message.objects.filter(delivery="steering").update(delivery="queued")
     User.objects.filter(pk=bob.pk).update(is_active=False)
     turns.end(first, first.lease_token, Turn.State.DONE)
@@ -57,15 +57,15 @@ def test_a_queued_message_of_a_colleague_goes_on_after_a_refused_one(chat, bob, 
 
 
 def test_a_running_turn_is_among_those_to_stop(chat, bob, withdraw):
-    turn = turns.claim(turns.send(chat.pk, bob, "go").turn.pk)
-    assert turns.without_access([turn.lease_token]) == set()
+    turn = turns.claim(sending.send(chat.pk, bob, "go").turn.pk)
+    assert leases.without_access([turn.lease_token]) == set()
     withdraw(bob)
-    assert turns.without_access([turn.lease_token]) == {turn.lease_token}
+    assert leases.without_access([turn.lease_token]) == {turn.lease_token}
 
 
 def test_an_instance_admin_needs_no_membership(chat, alice):
-    turn = turns.claim(turns.send(chat.pk, alice, "go").turn.pk)
+    turn = turns.claim(sending.send(chat.pk, alice, "go").turn.pk)
     assert turn is not None
-    assert turns.without_access([turn.lease_token]) == set()
+    assert leases.without_access([turn.lease_token]) == set()
     User.objects.filter(pk=alice.pk).update(is_active=False)
-    assert turns.without_access([turn.lease_token]) == {turn.lease_token}
+    assert leases.without_access([turn.lease_token]) == {turn.lease_token}

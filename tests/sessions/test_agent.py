@@ -12,11 +12,12 @@ from django.test import override_settings
 from PIL import Image
 
 from connections.models import Connection
-from sessions import turns
+from sessions import choosing, sending, turns
 from sessions.agent import Live
 from sessions.history import prepare
 from sessions.images import check_images
 from sessions.models import ChatSession, Message, Turn
+from sessions.refusals import Refused
 from sessions.reply import Reply, blocks_of
 from sessions.titles import mini_model
 from sessions.wording import BECOMES, worded
@@ -68,7 +69,7 @@ def ask(
         )
         chat = ChatSession.objects.create(workspace=workspace, owner=bob, connection=connection)
         for text in texts:
-            finish(crew, turns.send(chat.pk, bob, text, ring=False).turn)
+            finish(crew, sending.send(chat.pk, bob, text, ring=False).turn)
         return chat
 
     return start
@@ -125,10 +126,10 @@ def test_a_steered_message_goes_out_between_the_tools_and_the_next_request(
     ask, crew, fakes, bob, anthropic
 ):
     chat = ask("tools-3-0.3s", anthropic=anthropic, mid_stream_behavior="steer")
-    turn = turns.send(chat.pk, bob, "start", ring=False).turn
+    turn = sending.send(chat.pk, bob, "start", ring=False).turn
     assert crew.take(turn.pk)
     until(lambda: fakes.requests(status=200))
-    steered = turns.send(chat.pk, bob, "and be brief").message
+    steered = sending.send(chat.pk, bob, "and be brief").message
     assert steered.delivery == Message.Delivery.STEERING
     ended(turn)
     steered.refresh_from_db()
@@ -177,7 +178,7 @@ def test_the_text_before_a_cut_is_kept(ask):
 
 def test_stop_closes_the_request_and_keeps_the_text(ask, crew, fakes, bob):
     chat = ask("fast-30tps-900")
-    turn = turns.send(chat.pk, bob, "go", ring=False).turn
+    turn = sending.send(chat.pk, bob, "go", ring=False).turn
     assert crew.take(turn.pk)
     until(lambda: Message.objects.filter(chat=chat, role="assistant").exclude(text="").exists())
     turns.stop(chat.pk, bob)
@@ -190,7 +191,7 @@ def test_stop_closes_the_request_and_keeps_the_text(ask, crew, fakes, bob):
 
 def test_a_disabled_connection_fails_the_turn_without_a_call(ask, crew, fakes, bob):
     chat = ask("echo")
-    turn = turns.send(chat.pk, bob, "go", ring=False).turn
+    turn = sending.send(chat.pk, bob, "go", ring=False).turn
     Connection.objects.update(enabled=False)
     assert finish(crew, turn).error_kind == "disabled"
     assert fakes.requests() == []
@@ -201,11 +202,11 @@ def test_images_go_to_models_that_take_them_and_are_refused_by_others(ask, crew,
     Image.new("RGB", (8, 8), "red").save(file, "PNG")
     images = check_images([SimpleUploadedFile("../x.svg", file.getvalue(), "text/html")])
     plain = ask("echo", models=["echo", {"id": "vision", "supportsImages": True}])
-    with pytest.raises(turns.Refused) as refused:
-        turns.send(plain.pk, bob, "look", images=images, ring=False)
+    with pytest.raises(Refused) as refused:
+        sending.send(plain.pk, bob, "look", images=images, ring=False)
     assert refused.value.kind == "images"
-    turns.choose_model(plain.pk, bob, "vision")
-    finish(crew, turns.send(plain.pk, bob, "look", images=images, ring=False).turn)
+    choosing.choose_model(plain.pk, bob, "vision")
+    finish(crew, sending.send(plain.pk, bob, "look", images=images, ring=False).turn)
     assert "image/png" in Message.objects.get(chat=plain, role="assistant").text
 
 
@@ -217,13 +218,13 @@ def test_the_level_of_thinking_and_the_longest_reply_go_with_the_next_request(
 ):
     thinks = {"id": "echo", "supportsThinking": True}
     chat = ask("echo", "as usual", models=[thinks, "thinking"], anthropic=anthropic)
-    turns.choose_options(chat.pk, bob, {"thinking": "medium"})
-    finish(crew, turns.send(chat.pk, bob, "think", ring=False).turn)
-    turns.choose_options(chat.pk, bob, {"max_output": "3000"})
-    finish(crew, turns.send(chat.pk, bob, "be brief", ring=False).turn)
+    choosing.choose_options(chat.pk, bob, {"thinking": "medium"})
+    finish(crew, sending.send(chat.pk, bob, "think", ring=False).turn)
+    choosing.choose_options(chat.pk, bob, {"max_output": "3000"})
+    finish(crew, sending.send(chat.pk, bob, "be brief", ring=False).turn)
     # Another model that takes no level is left alone, and the choice is kept.
-    turns.choose_model(chat.pk, bob, "thinking")
-    finish(crew, turns.send(chat.pk, bob, "another", ring=False).turn)
+    choosing.choose_model(chat.pk, bob, "thinking")
+    finish(crew, sending.send(chat.pk, bob, "another", ring=False).turn)
     asked = [(r["thinking"], r["max_tokens"]) for r in fakes.requests()]
     brief = "medium" if not anthropic else "budget 1500"
     assert asked == [("", 4_096), (said, 16_384), (brief, 3_000), ("", 3_000)]
@@ -245,8 +246,8 @@ def test_the_level_of_thinking_and_the_longest_reply_go_with_the_next_request(
 )
 def test_what_a_model_does_not_take_is_refused(ask, bob, wanted):
     chat = ask("echo")
-    with pytest.raises(turns.Refused) as refused:
-        turns.choose_options(chat.pk, bob, wanted)
+    with pytest.raises(Refused) as refused:
+        choosing.choose_options(chat.pk, bob, wanted)
     assert refused.value.kind in wanted
     chat.refresh_from_db()
     assert (chat.thinking, chat.max_output) == ("", None)
@@ -277,7 +278,7 @@ def test_a_long_session_costs_only_what_the_window_takes(ask, bob, django_assert
                     parts=[{"t": "text", "text": "ok"}]),
         ]  # fmt: skip
     Message.objects.bulk_create(rows)
-    sent = turns.send(chat.pk, bob, "now", ring=False)
+    sent = sending.send(chat.pk, bob, "now", ring=False)
     turn = turns.claim(sent.turn.pk)
     with django_assert_max_num_queries(8):
         prepared = prepare(turn)
@@ -359,7 +360,7 @@ def test_a_worker_goes_on_after_a_fault_in_its_chores(crew, monkeypatch):
 
 def test_a_stop_between_the_claim_and_the_start_is_heard(ask, crew, bob, fakes):
     chat = ask("echo")
-    turn = turns.claim(turns.send(chat.pk, bob, "never said", ring=False).turn.pk)
+    turn = turns.claim(sending.send(chat.pk, bob, "never said", ring=False).turn.pk)
     live = Live(turn, turn.lease_token)
     live.cancel("stop")
     crew.live[live.token] = live

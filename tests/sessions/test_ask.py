@@ -12,7 +12,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from connections.models import Connection
-from sessions import turns
+from sessions import sending, turns
 from sessions.models import ChatSession, Turn
 from tests.builders import make_connection, make_member, make_user
 from tests.fakes.server import FakeProviders
@@ -43,7 +43,7 @@ def ask(*arguments: str) -> str:
 
 
 def test_the_reply_is_printed_and_nobody_elses_turn_is_taken(chat, workspace, bob):
-    waiting = turns.send(chat.pk, bob, "for the server's worker", ring=False).turn
+    waiting = sending.send(chat.pk, bob, "for the server's worker", ring=False).turn
     Turn.objects.update(created_at=timezone.now() - dt.timedelta(minutes=1))
     assert ask("--user", bob.email, "--connection", "fake", "Hello there") == "Hello there\n"
     waiting.refresh_from_db()
@@ -52,15 +52,15 @@ def test_the_reply_is_printed_and_nobody_elses_turn_is_taken(chat, workspace, bo
 
 def test_a_message_behind_others_is_answered_after_them(chat, bob):
     Connection.objects.update(mid_stream_behavior="queue")
-    turns.send(chat.pk, bob, "first", ring=False)
+    sending.send(chat.pk, bob, "first", ring=False)
     assert ask("--user", bob.email, "--session", str(chat.pk), "second") == "second\n"
     assert [turn.state for turn in chat.turns.all()] == [Turn.State.DONE, Turn.State.DONE]
 
 
 def test_a_queue_that_stands_still_is_said_so(chat, bob):
     Connection.objects.update(mid_stream_behavior="queue")
-    turn = turns.claim(turns.send(chat.pk, bob, "first", ring=False).turn.pk)
-    turns.send(chat.pk, bob, "second", ring=False)
+    turn = turns.claim(sending.send(chat.pk, bob, "first", ring=False).turn.pk)
+    sending.send(chat.pk, bob, "second", ring=False)
     turns.end(turn, turn.lease_token, Turn.State.FAILED, error_kind="quota")
     with pytest.raises(CommandError, match="paused"):
         ask("--user", bob.email, "--session", str(chat.pk), "third")

@@ -14,9 +14,11 @@ from django.test import override_settings
 from connections.models import Connection
 from connections.providers import codex
 from connections.targets import availability
-from sessions import turns
+from sessions import choosing, queueing, sending, steps, turns
 from sessions.images import check_images
+from sessions.leases import LeaseLost
 from sessions.models import ChatSession, Message, Turn
+from sessions.refusals import Refused
 from sessions.wording import notice
 from sessions.worker import Crew
 from tests.builders import make_connection
@@ -70,7 +72,7 @@ def begin(
         chat = ChatSession.objects.create(
             workspace=workspace, owner=bob, connection=openai, model=model
         )
-        turn = turns.send(chat.pk, bob, text, ring=False).turn
+        turn = sending.send(chat.pk, bob, text, ring=False).turn
         assert turn is not None
         assert crew.take(turn.pk)
         return chat, turn
@@ -95,7 +97,7 @@ def test_a_reply_is_stored_with_its_usage_and_the_next_turn_has_the_history(
     chat, turn = begin("echo", "one")
     assert ended(turn).state == Turn.State.DONE
     assert turn.input_tokens and turn.output_tokens
-    finish(crew, turns.send(chat.pk, bob, "two", ring=False).turn)
+    finish(crew, sending.send(chat.pk, bob, "two", ring=False).turn)
     texts = [(row["role"], row["text"]) for row in fakes.requests()[-1]["texts"]]
     assert texts == [("user", "one"), ("assistant", "one"), ("user", "two")]
     assert fakes.requests()[-1]["tools"] == []
@@ -104,8 +106,8 @@ def test_a_reply_is_stored_with_its_usage_and_the_next_turn_has_the_history(
 def test_a_steered_message_stands_between_two_replies_of_one_turn(begin, bob, fakes):
     chat, turn = begin("fast-30tps-45")
     until(lambda: speaks(chat))
-    steered = turns.send(chat.pk, bob, "and be brief").message
-    more = turns.send(chat.pk, bob, "in French").message
+    steered = sending.send(chat.pk, bob, "and be brief").message
+    more = sending.send(chat.pk, bob, "in French").message
     assert {steered.delivery, more.delivery} == {"steering"}
     turn = ended(turn)
     assert turn.state == Turn.State.DONE, turn.error_detail
@@ -132,11 +134,11 @@ def test_a_steered_message_stands_between_two_replies_of_one_turn(begin, bob, fa
 def test_a_message_that_waits_can_be_changed_until_the_reply_ends(begin, bob, fakes):
     chat, turn = begin("fast-30tps-45")
     until(lambda: speaks(chat))
-    kept = turns.send(chat.pk, bob, "kept").message
-    changed = turns.send(chat.pk, bob, "as written").message
-    gone = turns.send(chat.pk, bob, "never").message
-    turns.edit_waiting(chat.pk, changed.pk, bob, "as changed")
-    turns.cancel_waiting(chat.pk, gone.pk)
+    kept = sending.send(chat.pk, bob, "kept").message
+    changed = sending.send(chat.pk, bob, "as written").message
+    gone = sending.send(chat.pk, bob, "never").message
+    queueing.edit(chat.pk, changed.pk, bob, "as changed")
+    queueing.cancel(chat.pk, gone.pk)
     ended(turn)
     texts = [row["text"] for row in fakes.requests()[-1]["texts"]]
     assert texts[-2:] == ["kept", "as changed"]
@@ -148,7 +150,7 @@ def test_a_steered_image_reaches_the_model(begin, bob, fakes):
     chat, turn = begin("fast-30tps-45")
     until(lambda: speaks(chat))
     images = check_images([SimpleUploadedFile("x.png", png(), "image/png")])
-    turns.send(chat.pk, bob, "look", images=images)
+    sending.send(chat.pk, bob, "look", images=images)
     assert ended(turn).state == Turn.State.DONE
     assert fakes.requests()[-1]["images"] == ["image/png"]
 
@@ -158,8 +160,8 @@ def test_stop_closes_the_request_and_steering_goes_on_once_in_a_turn_of_its_own(
 ):
     chat, turn = begin("fast-30tps-300")
     until(lambda: speaks(chat))
-    turns.send(chat.pk, bob, "after the stop")
-    turns.choose_model(chat.pk, bob, "echo")
+    sending.send(chat.pk, bob, "after the stop")
+    choosing.choose_model(chat.pk, bob, "echo")
     turns.stop(chat.pk, bob, queued="continue")
     asked = time.monotonic()
     fakes.wait_for(lambda: fakes.requests(end="aborted"), seconds=5)
@@ -178,7 +180,7 @@ def test_stop_closes_the_request_and_steering_goes_on_once_in_a_turn_of_its_own(
 def test_steering_of_a_reply_that_fails_is_queued_once(begin, bob):
     chat, turn = begin("stall")
     until(lambda: speaks(chat))
-    turns.send(chat.pk, bob, "later")
+    sending.send(chat.pk, bob, "later")
     (pid,) = processes()
     os.kill(pid, signal.SIGKILL)
     turn = ended(turn)
@@ -192,7 +194,7 @@ def test_queue_means_a_turn_of_its_own(begin, crew, bob, fakes, openai):
     Connection.objects.update(mid_stream_behavior="queue")
     chat, turn = begin("fast-30tps-45")
     until(lambda: speaks(chat))
-    assert turns.send(chat.pk, bob, "next").message.delivery == "queued"
+    assert sending.send(chat.pk, bob, "next").message.delivery == "queued"
     ended(turn)
     follow = Turn.objects.get(chat=chat, number=2)
     crew.take(follow.pk)
@@ -237,32 +239,32 @@ def test_who_waits_for_a_process_is_told_so(begin, crew, bob, fakes, monkeypatch
 def claimed(chat: ChatSession, bob: User, connection: Connection) -> tuple[Turn, Message]:
     """A running turn and a steering message that is with the provider."""
     Connection.objects.update(mid_stream_behavior="steer")
-    turn = turns.claim(turns.send(chat.pk, bob, "first").turn.pk)
-    turns.begin_step(turn, turn.lease_token, 1)
-    message = turns.send(chat.pk, bob, "steered").message
-    assert [one.pk for one in turns.claim_steering(turn, turn.lease_token)] == [message.pk]
+    turn = turns.claim(sending.send(chat.pk, bob, "first").turn.pk)
+    steps.begin_step(turn, turn.lease_token, 1)
+    message = sending.send(chat.pk, bob, "steered").message
+    assert [one.pk for one in steps.claim_steering(turn, turn.lease_token)] == [message.pk]
     return turn, message
 
 
 def test_a_claimed_message_is_claimed_once_and_changed_by_nobody(claimed, chat, bob):
     turn, message = claimed
-    assert turns.claim_steering(turn, turn.lease_token) == []
+    assert steps.claim_steering(turn, turn.lease_token) == []
     for change in (
-        lambda: turns.cancel_waiting(chat.pk, message.pk),
-        lambda: turns.edit_waiting(chat.pk, message.pk, bob, "other"),
-        lambda: turns.promote_waiting(chat.pk, message.pk),
+        lambda: queueing.cancel(chat.pk, message.pk),
+        lambda: queueing.edit(chat.pk, message.pk, bob, "other"),
+        lambda: queueing.promote(chat.pk, message.pk),
     ):
-        with pytest.raises(turns.Refused):
+        with pytest.raises(Refused):
             change()
     message.refresh_from_db()
     assert (message.delivery, message.text) == ("steering", "steered")
     # Nobody sees it twice: it waits, and isn't part of the turn so far.
-    assert [one.pk for one in turns.waiting(chat)] == [message.pk]
+    assert [one.pk for one in queueing.waiting(chat)] == [message.pk]
 
 
 def test_a_receipt_delivers_it_into_the_step_before(claimed, chat):
     turn, message = claimed
-    turns.begin_step(turn, turn.lease_token, 2, receipt=message.pk)
+    steps.begin_step(turn, turn.lease_token, 2, receipt=message.pk)
     message.refresh_from_db()
     assert (message.delivery, message.turn, message.step) == ("delivered", turn, 1)
 
@@ -280,31 +282,31 @@ def test_a_receipt_after_stop_changes_nothing(claimed, chat, bob):
     turn, message = claimed
     (returned,) = turns.stop(chat.pk, bob)
     assert returned.pk == message.pk
-    turns.begin_step(turn, turn.lease_token, 2, receipt=message.pk)
-    turns.deliver_steered(turn, turn.lease_token, message.pk, 1)
+    steps.begin_step(turn, turn.lease_token, 2, receipt=message.pk)
+    steps.deliver_steered(turn, turn.lease_token, message.pk, 1)
     message.refresh_from_db()
     assert (message.delivery, message.turn) == ("cancelled", None)
 
 
 def test_after_stop_nothing_more_is_claimed(chat, bob, connection):
     Connection.objects.update(mid_stream_behavior="steer")
-    turn = turns.claim(turns.send(chat.pk, bob, "first").turn.pk)
-    turns.send(chat.pk, bob, "steered")
+    turn = turns.claim(sending.send(chat.pk, bob, "first").turn.pk)
+    sending.send(chat.pk, bob, "steered")
     Turn.objects.update(stop_requested_at="2026-01-01T00:00Z")
-    assert turns.claim_steering(turn, turn.lease_token) == []
+    assert steps.claim_steering(turn, turn.lease_token) == []
 
 
 def test_a_lost_lease_claims_and_delivers_nothing(claimed, chat, bob):
     turn, message = claimed
-    more = turns.send(chat.pk, bob, "more").message
+    more = sending.send(chat.pk, bob, "more").message
     token = turn.lease_token
     Turn.objects.update(lease_token="00000000-0000-0000-0000-000000000001")
-    with pytest.raises(turns.LeaseLost):
-        turns.claim_steering(turn, token)
-    with pytest.raises(turns.LeaseLost):
-        turns.deliver_steered(turn, token, message.pk, 1)
-    with pytest.raises(turns.LeaseLost):
-        turns.begin_step(turn, token, 2, receipt=message.pk)
+    with pytest.raises(LeaseLost):
+        steps.claim_steering(turn, token)
+    with pytest.raises(LeaseLost):
+        steps.deliver_steered(turn, token, message.pk, 1)
+    with pytest.raises(LeaseLost):
+        steps.begin_step(turn, token, 2, receipt=message.pk)
     for one in (message, more):
         one.refresh_from_db()
         assert one.delivery == "steering"
@@ -334,8 +336,8 @@ def test_without_the_binary_nothing_is_sent_and_the_sentence_names_the_command(
     with override_settings(CODEX_PATHS=paths):
         assert availability(openai) == "codex_missing"
         chat = ChatSession.objects.create(workspace=workspace, owner=bob, connection=openai)
-        with pytest.raises(turns.Refused) as refused:
-            turns.send(chat.pk, alice, "hello")
+        with pytest.raises(Refused) as refused:
+            sending.send(chat.pk, alice, "hello")
         assert "make codex" in refused.value.sentence
     assert fakes.requests() == []
 

@@ -7,9 +7,10 @@ from django.core.files.storage import default_storage
 
 from connections import budgets
 from connections.models import Budget, Connection
-from sessions import keeping, turns
+from sessions import keeping, sending, steps, turns
 from sessions.continuing import continue_on
 from sessions.models import Attachment, ChatSession, Message, Turn
+from sessions.refusals import Refused, TooMany
 from tests.builders import make_connection, make_member, make_user
 from tests.world import World, make_world
 from workspaces.models import AuditEvent
@@ -29,8 +30,8 @@ def said(chat: ChatSession) -> list[tuple[int | None, str, str, str]]:
 
 def failed(chat, bob) -> Turn:
     """A turn that was answered, one that failed, and a message that waits behind it."""
-    first = turns.claim(turns.send(chat.pk, bob, "first", ring=False).turn.pk)
-    step = turns.begin_step(first, first.lease_token, 1)
+    first = turns.claim(sending.send(chat.pk, bob, "first", ring=False).turn.pk)
+    step = steps.begin_step(first, first.lease_token, 1)
     parts = [
         {"t": "thinking", "text": "hm", "sig": "s"},
         {"t": "text", "text": "an answer", "sig": {"x": 1}},
@@ -39,8 +40,8 @@ def failed(chat, bob) -> Turn:
         text="an answer", parts=parts, is_complete=True
     )
     turns.end(first, first.lease_token, Turn.State.DONE)
-    second = turns.claim(turns.send(chat.pk, bob, "second", ring=False).turn.pk)
-    turns.send(chat.pk, bob, "third", ring=False)
+    second = turns.claim(sending.send(chat.pk, bob, "second", ring=False).turn.pk)
+    sending.send(chat.pk, bob, "third", ring=False)
     turns.end(second, second.lease_token, Turn.State.FAILED, error_kind="quota")
     return second
 
@@ -79,27 +80,27 @@ def test_pressed_twice_it_is_one_and_what_was_written_in_stays(chat, bob, other)
 
 
 def test_a_done_session_goes_on_without_a_new_turn_until_somebody_writes(chat, bob, other):
-    turn = turns.claim(turns.send(chat.pk, bob, "hello", ring=False).turn.pk)
+    turn = turns.claim(sending.send(chat.pk, bob, "hello", ring=False).turn.pk)
     turns.end(turn, turn.lease_token, Turn.State.DONE)
     new = continue_on(chat.pk, bob, None)
     assert new.connection == other
     assert continue_on(chat.pk, bob, None) == new
     assert ChatSession.objects.count() == 2
-    turns.send(new.pk, bob, "more", ring=False)
+    sending.send(new.pk, bob, "more", ring=False)
     assert new.turns.get(number=2).state == "pending"
 
 
 def test_while_a_reply_runs_or_nothing_else_is_there_it_is_refused(chat, bob, connection):
-    with pytest.raises(turns.Refused) as refused:
+    with pytest.raises(Refused) as refused:
         continue_on(chat.pk, bob, None)
     assert refused.value.kind == "not_locked"
-    turn = turns.claim(turns.send(chat.pk, bob, "hello", ring=False).turn.pk)
-    with pytest.raises(turns.Refused) as refused:
+    turn = turns.claim(sending.send(chat.pk, bob, "hello", ring=False).turn.pk)
+    with pytest.raises(Refused) as refused:
         continue_on(chat.pk, bob, None)
     assert refused.value.kind == "active"
     turns.end(turn, turn.lease_token, Turn.State.DONE)
     for chosen in (None, connection):
-        with pytest.raises(turns.Refused) as refused:
+        with pytest.raises(Refused) as refused:
             continue_on(chat.pk, bob, chosen)
         assert refused.value.kind == "connection"
 
@@ -114,7 +115,7 @@ def test_what_would_answer_at_once_keeps_to_the_budget_and_the_replies_a_person_
 ):
     failed(chat, bob)
     use_up_the_budget(other, bob)
-    with pytest.raises(turns.Refused) as refused:
+    with pytest.raises(Refused) as refused:
         continue_on(chat.pk, bob, other)
     assert refused.value.kind == "budget"
     budgets.set_limits(bob, other, budgets.Limits())
@@ -122,8 +123,8 @@ def test_what_would_answer_at_once_keeps_to_the_budget_and_the_replies_a_person_
     elsewhere = ChatSession.objects.create(
         workspace=chat.workspace, owner=bob, connection=chat.connection
     )
-    running = turns.send(elsewhere.pk, bob, "a long one", ring=False).turn
-    with pytest.raises(turns.TooMany):
+    running = sending.send(elsewhere.pk, bob, "a long one", ring=False).turn
+    with pytest.raises(TooMany):
         continue_on(chat.pk, bob, other)
     assert not ChatSession.objects.filter(continued_from=chat).exists()
     assert Message.objects.get(chat=chat, text="third").delivery == "queued"
@@ -134,7 +135,7 @@ def test_what_would_answer_at_once_keeps_to_the_budget_and_the_replies_a_person_
 
 
 def test_without_anything_to_answer_a_budget_stands_against_nothing(chat, bob, other):
-    turn = turns.claim(turns.send(chat.pk, bob, "first", ring=False).turn.pk)
+    turn = turns.claim(sending.send(chat.pk, bob, "first", ring=False).turn.pk)
     turns.end(turn, turn.lease_token, Turn.State.DONE)
     use_up_the_budget(other, bob)
     assert continue_on(chat.pk, bob, other).continued_from == chat
@@ -148,7 +149,7 @@ def test_what_is_being_deleted_goes_nowhere_and_is_no_continuation(chat, bob, ot
     assert again != new
     keeping.doom(ChatSession.objects.filter(pk=chat.pk))
     for refused in (lambda: continue_on(chat.pk, bob, other), lambda: turns.retry(chat.pk, bob)):
-        with pytest.raises(turns.Refused) as gone:
+        with pytest.raises(Refused) as gone:
             refused()
         assert gone.value.kind == "gone"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from django.db import InterfaceError, OperationalError, connection, connections,
 from django.test import Client, override_settings
 
 from connections.models import Connection
-from sessions import agent, turns
+from sessions import agent, sending, steps, titles, turns
 from sessions.models import ChatSession, Message, Turn
 from sessions.worker import Crew
 from tests.builders import make_connection
@@ -58,10 +59,14 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, name: str, times: int, *, after: bool = False) -> list:
-    """`turns.NAME` fails so often: before it does anything, or after its commit, when nobody knows
-    whether it arrived."""
-    real, calls = getattr(turns, name), []
+def failing(
+    monkeypatch: pytest.MonkeyPatch, place: str, times: int, *, after: bool = False
+) -> list:
+    """`MODULE.NAME` of the sessions fails so often: before it does anything, or after its commit,
+    when nobody knows whether it arrived."""
+    module, name = place.rsplit(".", 1)
+    module = importlib.import_module(f"sessions.{module}")
+    real, calls = getattr(module, name), []
 
     def broken(*arguments: object, **options: object) -> object:
         calls.append(1)
@@ -71,23 +76,23 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, times: int, *, after: bo
             real(*arguments, **options)
         raise (OperationalError, InterfaceError)[len(calls) % 2]
 
-    monkeypatch.setattr(turns, name, broken)
+    monkeypatch.setattr(module, name, broken)
     return calls
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after the commit"])
-@pytest.mark.parametrize("name", ["begin_step", "finish_step", "end"])
+@pytest.mark.parametrize("place", ["steps.begin_step", "steps.finish_step", "turns.end"])
 def test_a_reply_is_not_lost_while_the_database_is_away(
-    crew, chat_on, bob, fakes, monkeypatch, name: str, after: bool
+    crew, chat_on, bob, fakes, monkeypatch, place: str, after: bool
 ):
     monkeypatch.setattr(agent, "STORE_AGAIN", 0.02)
-    calls = failing(monkeypatch, name, 3, after=after)
+    calls = failing(monkeypatch, place, 3, after=after)
     chat = chat_on("tools-1-0.1s")
-    turn = turns.send(chat.pk, bob, "What time is it?", ring=False).turn
+    turn = sending.send(chat.pk, bob, "What time is it?", ring=False).turn
     assert crew.take(turn.pk)
     until(lambda: not crew.live)
     turn.refresh_from_db()
-    assert len(calls) > (1 if after and name == "end" else 3)
+    assert len(calls) > (1 if after and place == "turns.end" else 3)
     assert turn.state == Turn.State.DONE
     replies = Message.objects.filter(chat=chat, role="assistant").order_by("step")
     assert [(one.step, one.is_complete) for one in replies] == [(1, True), (2, True)]
@@ -100,11 +105,11 @@ def test_a_steered_message_is_sent_though_nobody_knew_whether_the_step_began(
 ):
     monkeypatch.setattr(agent, "STORE_AGAIN", 0.02)
     chat = chat_on("tools-1-0.1s")
-    turn = turns.send(chat.pk, bob, "What time is it?", ring=False).turn
+    turn = sending.send(chat.pk, bob, "What time is it?", ring=False).turn
     assert crew.take(turn.pk)
     until(lambda: fakes.requests())
-    turns.send(chat.pk, bob, "And in Lisbon?")
-    failing(monkeypatch, "begin_step", 1, after=True)
+    sending.send(chat.pk, bob, "And in Lisbon?")
+    failing(monkeypatch, "steps.begin_step", 1, after=True)
     until(lambda: not crew.live)
     turn.refresh_from_db()
     assert turn.state == Turn.State.DONE
@@ -118,8 +123,8 @@ def test_a_database_that_stays_away_leaves_the_turn_to_its_lease(
     monkeypatch.setattr(agent, "STORE_AGAIN", 0.02)
     monkeypatch.setattr(agent, "STORE_WITHIN", 0.2)
     chat = chat_on("echo")
-    failing(monkeypatch, "finish_step", 10_000)
-    turn = turns.send(chat.pk, bob, "Hello", ring=False).turn
+    failing(monkeypatch, "steps.finish_step", 10_000)
+    turn = sending.send(chat.pk, bob, "Hello", ring=False).turn
     assert crew.take(turn.pk)
     until(lambda: not crew.live)
     turn.refresh_from_db()
@@ -164,16 +169,16 @@ def test_six_writers_beside_twenty_streams_meet_no_locked_database(
     """Each writer makes 300 transactions. Meanwhile no transaction is open for longer than a
     provider takes, and what the streams write is bounded."""
     saves: Counter[int] = Counter()
-    real = turns.save_progress
+    real = steps.save_progress
 
     def counted(rows: object) -> object:
         saves[int(time.monotonic())] += 1
         return real(rows)
 
-    monkeypatch.setattr(turns, "save_progress", counted)
+    monkeypatch.setattr(steps, "save_progress", counted)
     streams = [chat_on("bench-30tps-300") for _ in range(20)]
     for chat in streams:
-        assert crew.take(turns.send(chat.pk, bob, "go", ring=False).turn.pk)
+        assert crew.take(sending.send(chat.pk, bob, "go", ring=False).turn.pk)
     until(lambda: len(fakes.requests()) == 20)
     faults: list[BaseException] = []
     longest = [0.0]
@@ -182,7 +187,7 @@ def test_six_writers_beside_twenty_streams_meet_no_locked_database(
         try:
             for number in range(300):
                 began = time.monotonic()
-                turns.rename(chat.pk, f"title {number}")
+                titles.rename(chat.pk, f"title {number}")
                 longest[0] = max(longest[0], time.monotonic() - began)
         except BaseException as error:
             faults.append(error)
@@ -207,7 +212,7 @@ def test_six_writers_beside_twenty_streams_meet_no_locked_database(
 
 def test_no_transaction_is_open_while_a_provider_is_silent(crew, chat_on, bob, fakes):
     chat = chat_on("stall-first")
-    turn = turns.send(chat.pk, bob, "go", ring=False).turn
+    turn = sending.send(chat.pk, bob, "go", ring=False).turn
     assert crew.take(turn.pk)
     until(lambda: fakes.requests())
     with transaction.atomic(), connection.cursor() as cursor:  # the only writer, at once

@@ -9,7 +9,7 @@ from django.core.files.storage import default_storage
 from django.db import connection as database
 from django.test.utils import CaptureQueriesContext
 
-from sessions import keeping, turns
+from sessions import keeping, sending
 from sessions.keeping import Sharing
 from sessions.models import Attachment, ChatSession, Flag, Message, Turn, UsageDay
 from tests.builders import make_connection, make_member, make_user
@@ -87,7 +87,7 @@ def test_an_archived_session_leaves_the_list_until_somebody_writes(page, workspa
     here = talk.chat.get_absolute_url()
     assert page.post(f"{here}archive/", {"archive": "true"}).status_code == 303
     assert (titles(page), titles(page, "?show=archived")) == ([], ["About the invoice"])
-    turns.send(talk.chat.pk, bob, "one more thing", ring=False)
+    sending.send(talk.chat.pk, bob, "one more thing", ring=False)
     assert titles(page) == ["About the invoice"]
     page.post(f"{here}archive/", {"archive": "true"})
     page.post(f"{here}archive/", {"archive": "false"})
@@ -113,7 +113,7 @@ def test_deleting_asks_and_takes_all_but_what_it_cost(page, workspace, bob, conn
 def test_a_session_that_answers_is_not_deleted(page, workspace, bob):
     connection = make_connection("local", is_default=True)
     chat = ChatSession.objects.create(workspace=workspace, owner=bob, connection=connection)
-    turns.send(chat.pk, bob, "hello", ring=False)
+    sending.send(chat.pk, bob, "hello", ring=False)
     answer = page.post(f"{chat.get_absolute_url()}delete/", follow=True)
     assert "Stop it, then delete" in answer.text
     assert ChatSession.objects.exists()

@@ -16,8 +16,9 @@ from django.utils import timezone
 from connections import budgets
 from connections.budgets import Limits
 from connections.models import Budget, Connection
-from sessions import limits, stream, turns
+from sessions import limits, sending, steps, stream, turns
 from sessions.models import ChatSession, Message, Turn
+from sessions.refusals import Refused, TooMany
 from tests.builders import make_user
 from workspaces.models import AuditEvent
 
@@ -40,8 +41,8 @@ def give(target, alice, hard="1", **limits):
 
 
 def begin(chat, who, text="hello"):
-    turn = turns.claim(turns.send(chat.pk, who, text, ring=False).turn.pk)
-    turns.begin_step(turn, turn.lease_token, 1)
+    turn = turns.claim(sending.send(chat.pk, who, text, ring=False).turn.pk)
+    steps.begin_step(turn, turn.lease_token, 1)
     Turn.objects.filter(pk=turn.pk).update(input_tokens=100, output_tokens=10)
     return turn
 
@@ -83,8 +84,8 @@ def test_a_send_beyond_the_budget_is_refused_and_its_text_kept(
 def test_a_refused_first_message_locks_nothing(chat, bob, alice, connection):
     give(connection, alice)
     Budget.objects.update(cost=1)
-    with pytest.raises(turns.Refused, match="The connection Local has used its budget"):
-        turns.send(chat.pk, bob, "hello")
+    with pytest.raises(Refused, match="The connection Local has used its budget"):
+        sending.send(chat.pk, bob, "hello")
     chat.refresh_from_db()
     assert chat.locked_at is None
 
@@ -93,7 +94,7 @@ def test_waiting_messages_pause_and_resume(client, page, chat, bob, alice, works
     Connection.objects.update(mid_stream_behavior="queue")
     give(workspace, alice)
     turn = begin(chat, bob)
-    turns.send(chat.pk, bob, "later")
+    sending.send(chat.pk, bob, "later")
     finish(turn)
     chat.refresh_from_db()
     assert chat.queue_paused == "budget"
@@ -114,12 +115,12 @@ def test_waiting_messages_pause_and_resume(client, page, chat, bob, alice, works
 
 def test_a_turn_that_no_worker_took_before_the_budget_was_used_up_ends(chat, bob, alice, workspace):
     give(workspace, alice)
-    waits = turns.send(chat.pk, bob, "hello", ring=False).turn
+    waits = sending.send(chat.pk, bob, "hello", ring=False).turn
     Budget.objects.update(cost=1)
     assert turns.claim(waits.pk) is None
     waits.refresh_from_db()
     assert (waits.state, waits.error_kind) == ("failed", "budget")
-    with pytest.raises(turns.Refused):
+    with pytest.raises(Refused):
         turns.retry(chat.pk, bob)
     give(workspace, alice, "9")
     assert turns.retry(chat.pk, bob).state == "pending"
@@ -168,16 +169,16 @@ def test_two_ends_at_once_are_both_counted_and_two_sends_at_the_limit_refused(
     assert at_once(*(lambda t=turn: finish(t, "0.5") for turn in running)) == [None, None]
     assert [row.cost for row in Budget.objects.all()] == [1, 1]
     assert AuditEvent.objects.filter(action="budget.soft").count() == 1
-    sends = [lambda c=one: turns.send(c.pk, bob, "more", ring=False) for one in (chat, other)]
-    assert [type(error) for error in at_once(*sends)] == [turns.Refused] * 2
+    sends = [lambda c=one: sending.send(c.pk, bob, "more", ring=False) for one in (chat, other)]
+    assert [type(error) for error in at_once(*sends)] == [Refused] * 2
     assert Turn.objects.count() == 2
 
 
 def test_a_budget_costs_a_send_one_query(chat, bob, alice, workspace):
-    turns.send(chat.pk, bob, "hello", ring=False)
+    sending.send(chat.pk, bob, "hello", ring=False)
     give(workspace, alice)
     with CaptureQueriesContext(databases["default"]) as counted:
-        turns.send(chat.pk, bob, "again", ring=False)
+        sending.send(chat.pk, bob, "again", ring=False)
     assert sum('FROM "connections_budget"' in one["sql"] for one in counted) == 1
     assert not any("SUM(" in one["sql"].upper() for one in counted)
 
@@ -206,7 +207,7 @@ def test_so_many_sends_a_minute_and_then_a_clear_no(
 def test_each_person_and_each_minute_has_its_own_count(bob, settings, shared_cache):
     settings.SENDS_PER_MINUTE = 1
     limits.count_send(bob, now=599.0)
-    with pytest.raises(turns.TooMany) as caught:
+    with pytest.raises(TooMany) as caught:
         limits.count_send(bob, now=590.5)
     assert caught.value.retry_after == 10
     limits.count_send(make_user("dora@example.com"), now=599.0)
@@ -231,9 +232,9 @@ def test_so_many_replies_at_once_and_then_a_clear_no(client, page, bob, workspac
     assert "2 replies to you are under way" in response.content.decode()
     assert "a third letter" in response.content.decode()
     # A reply that runs takes more messages, and somebody else isn't held up.
-    turns.send(others[0].pk, bob, "wait for this")
+    sending.send(others[0].pk, bob, "wait for this")
     theirs = ChatSession.objects.create(workspace=workspace, owner=make_user("dora@example.com"))
-    turns.send(theirs.pk, theirs.owner, "hello")
+    sending.send(theirs.pk, theirs.owner, "hello")
     finish(running[1])
     assert client.post(f"{page}send/", {"text": "a third letter"}).status_code == 303
 

@@ -7,7 +7,7 @@ from django.db import connection as database
 from django.test.utils import CaptureQueriesContext
 
 from connections.registry import live_on
-from sessions import turns
+from sessions import sending, steps, turns
 from sessions.models import ChatSession, Turn
 from tests.builders import make_connection, make_workspace
 from workspaces.models import AuditEvent
@@ -24,14 +24,14 @@ def page(alice, client_for):
 
 
 def running(chat, person, text="the plan of the merger"):
-    turn = turns.claim(turns.send(chat.pk, person, text).turn.pk)
-    turns.begin_step(turn, turn.lease_token, 1)
+    turn = turns.claim(sending.send(chat.pk, person, text).turn.pk)
+    steps.begin_step(turn, turn.lease_token, 1)
     return turn
 
 
 def test_a_private_session_shows_its_workspace_and_person_alone(chat, bob, page):
     running(chat, bob)
-    turns.send(chat.pk, bob, "and a question behind it")
+    sending.send(chat.pk, bob, "and a question behind it")
     html = page.get(PAGE, **ASK).text
     assert html.lstrip().startswith('<section class="section" id="live"')
     for words in ("Private session", "Support", bob.email, "1 reply under way", "1 message waits"):
@@ -74,7 +74,7 @@ def test_stop_all_stops_those_of_this_connection(chat, workspace, bob, page, con
     )
     pending = ChatSession.objects.create(workspace=workspace, owner=bob)
     here, there = running(chat, bob), running(elsewhere, bob)
-    waits = turns.send(pending.pk, bob, "hello").turn
+    waits = sending.send(pending.pk, bob, "hello").turn
     assert page.post(STOP, {"turn": "all"}).status_code == 303
     for turn in (here, there, waits):
         turn.refresh_from_db()

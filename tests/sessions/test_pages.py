@@ -7,7 +7,7 @@ from django.db import connection as database
 from django.test.utils import CaptureQueriesContext
 
 from connections.models import Connection
-from sessions import turns
+from sessions import sending
 from sessions.models import ChatSession, Message, Turn
 from tests.builders import make_member
 from workspaces.models import Role
@@ -19,7 +19,7 @@ def make_chats(workspace, owner, connection, count: int) -> None:
             workspace=workspace, owner=owner, shared=True, title=f"About {number}"
         )
         if number % 2:
-            turns.send(chat.pk, owner, "hello", ring=False)
+            sending.send(chat.pk, owner, "hello", ring=False)
 
 
 def queries_of(client, url: str) -> int:
@@ -47,7 +47,7 @@ def test_a_transcript_asks_as_often_for_many_turns_as_for_one(
 
     def add_turns(count: int) -> None:
         for _ in range(count):
-            turn = turns.send(chat.pk, bob, "hello", ring=False).turn
+            turn = sending.send(chat.pk, bob, "hello", ring=False).turn
             Message.objects.create(
                 chat=chat,
                 seq=Message.objects.count() + 1000,
@@ -85,7 +85,7 @@ def test_a_viewer_reads_and_has_no_composer(client_for, bob, alice, workspace, c
 
 
 def test_a_deleted_connection_leaves_the_session_readable(client_for, bob, chat, connection):
-    turns.send(chat.pk, bob, "hello", ring=False)
+    sending.send(chat.pk, bob, "hello", ring=False)
     Turn.objects.update(state=Turn.State.DONE)
     client = client_for(bob)
     Connection.objects.update(deleted_at=chat.created_at, is_default=False)
@@ -101,7 +101,7 @@ def test_a_deleted_connection_leaves_the_session_readable(client_for, bob, chat,
 
 @pytest.mark.parametrize("state", ["failed", "stopped", "interrupted"])
 def test_a_turn_that_did_not_end_well_can_be_tried_again(client_for, bob, chat, connection, state):
-    turns.send(chat.pk, bob, "hello", ring=False)
+    sending.send(chat.pk, bob, "hello", ring=False)
     Turn.objects.update(state=state, error_kind="auth", error_detail="sk-leaked words")
     page = client_for(bob).get(chat.get_absolute_url()).content.decode()
     assert "retry/" in page
@@ -118,7 +118,7 @@ def test_a_turn_that_did_not_end_well_can_be_tried_again(client_for, bob, chat, 
     ],
 )
 def test_the_tab_tells_the_state_before_the_title(client_for, bob, chat, connection, state, before):
-    turn = turns.send(chat.pk, bob, "hello", ring=False).turn
+    turn = sending.send(chat.pk, bob, "hello", ring=False).turn
     Turn.objects.filter(pk=turn.pk).update(state=state)
     ChatSession.objects.filter(pk=chat.pk).update(title="A week")
     page = client_for(bob).get(chat.get_absolute_url()).text
@@ -126,7 +126,7 @@ def test_the_tab_tells_the_state_before_the_title(client_for, bob, chat, connect
 
 
 def test_a_paused_connection_of_a_session_leads_an_admin_there(client_for, alice, chat, connection):
-    turns.send(chat.pk, chat.owner, "hello", ring=False)
+    sending.send(chat.pk, chat.owner, "hello", ring=False)
     ChatSession.objects.filter(pk=chat.pk).update(shared=True)
     Connection.objects.filter(pk=connection.pk).update(enabled=False)
     reason = client_for(alice).get(chat.get_absolute_url()).text.partition('id="reason"')[2]
@@ -190,7 +190,7 @@ def test_what_an_admin_wrote_of_a_pause_stands_wherever_people_meet_it(
     assert said in refused.text
     # A session that is locked to it: beside the composer, and when somebody sends all the same.
     admin.post("/connections/local/enable/", {"enabled": "true"})
-    turns.send(chat.pk, bob, "hello")
+    sending.send(chat.pk, bob, "hello")
     admin.post("/connections/local/enable/", words)
     assert said in client.get(chat.get_absolute_url()).text
     refused = client.post(f"{chat.get_absolute_url()}send/", {"text": "hello again"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sessions import keeping, search, turns
+from sessions import keeping, search, sending, steps, titles, turns
 from sessions.access import visible_chats
 from sessions.keeping import Sharing
 from sessions.models import ChatSession, Message, SearchText, Turn
@@ -96,11 +96,11 @@ def test_only_what_a_person_may_read_is_found(access, bob, workspace, connection
 def test_what_changes_is_found_anew(access, bob, workspace, connection):
     chat = said(workspace, bob, connection, "about whales")
     search.take_in()
-    turns.rename(chat.pk, "Sea animals")
+    titles.rename(chat.pk, "Sea animals")
     assert found(access, "animals") == set()
     assert search.take_in() == 1
     assert found(access, "animals") == {chat.pk}
-    turns.rename(chat.pk, "Land creatures")
+    titles.rename(chat.pk, "Land creatures")
     search.take_in()
     assert (found(access, "animals"), found(access, "whales")) == (set(), {chat.pk})
     assert search.take_in() == 0
@@ -111,8 +111,8 @@ def test_what_changes_is_found_anew(access, bob, workspace, connection):
 
 def test_a_reply_comes_in_when_its_turn_has_ended(access, bob, workspace, connection):
     chat = ChatSession.objects.create(workspace=workspace, owner=bob)
-    turn = turns.claim(turns.send(chat.pk, bob, "tell me of penguins", ring=False).turn.pk)
-    step = turns.begin_step(turn, turn.lease_token, 1)
+    turn = turns.claim(sending.send(chat.pk, bob, "tell me of penguins", ring=False).turn.pk)
+    step = steps.begin_step(turn, turn.lease_token, 1)
     Message.objects.filter(pk=step.message_id).update(text="they swim", is_complete=True)
     assert search.take_in() == 0
     turns.end(turn, turn.lease_token, Turn.State.DONE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sessions import turns
+from sessions import queueing, sending, turns
 from sessions.models import ChatSession, Seen, Turn
 from tests.builders import make_member, make_user
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def answer(chat, person) -> Turn:
-    turn = turns.claim(turns.send(chat.pk, person, "hello", ring=False).turn.pk)
+    turn = turns.claim(sending.send(chat.pk, person, "hello", ring=False).turn.pk)
     turns.end(turn, turn.lease_token, Turn.State.DONE)
     return turn
 
@@ -28,7 +28,7 @@ def test_an_end_that_nobody_saw_is_news_until_it_is_seen(client, chat, bob):
     client.force_login(bob)
     here = chat.get_absolute_url()
     assert client.post(f"{here}seen/", {"turn": "0"}).status_code == 204
-    sent = turns.send(chat.pk, bob, "hello", ring=False)
+    sent = sending.send(chat.pk, bob, "hello", ring=False)
     assert badge(client, chat) == ""  # it is at work
     assert client.post(f"{here}seen/", {"turn": "1"}).status_code == 204
     assert Seen.objects.get().number == 0  # its end wasn't there to be seen
@@ -53,7 +53,7 @@ def test_a_line_stands_where_the_new_begins(client, chat, bob):
     page = client.get(here).content.decode()
     assert page.index('id="turn-1"') < page.index('id="news"') < page.index('id="turn-2"')
     client.post(f"{here}seen/", {"turn": "2"})
-    turns.send(chat.pk, bob, "more", ring=False)
+    sending.send(chat.pk, bob, "more", ring=False)
     assert 'id="news"' not in client.get(here).content.decode()  # it runs before one's eyes
 
 
@@ -75,7 +75,7 @@ def test_an_open_list_asks_for_the_states_of_what_it_shows(client, chat, bob):
     foreign = ChatSession.objects.create(
         workspace=chat.workspace, owner=make_user("carol@example.com")
     )
-    turns.send(chat.pk, bob, "hello", ring=False)
+    sending.send(chat.pk, bob, "hello", ring=False)
     of = {"of": [str(chat.pk), str(foreign.pk), "x"]}
     page = client.get(f"/w/{chat.workspace.slug}/", of, headers={"HX-Request": "true"})
     text = page.content.decode()
@@ -85,29 +85,29 @@ def test_an_open_list_asks_for_the_states_of_what_it_shows(client, chat, bob):
 
 
 def test_a_waiting_message_is_put_before_another(chat, bob):
-    turns.send(chat.pk, bob, "begin", ring=False)
+    sending.send(chat.pk, bob, "begin", ring=False)
     waiting = []
     for text in ("one", "two", "three"):
-        message = turns.send(chat.pk, bob, text, ring=False).message
+        message = sending.send(chat.pk, bob, text, ring=False).message
         message.delivery = "queued"
         message.save(update_fields=["delivery"])
         waiting.append(message)
     one, two, three = waiting
 
     def order() -> list[str]:
-        return [message.text for message in turns.waiting(chat)]
+        return [message.text for message in queueing.waiting(chat)]
 
-    turns.move_waiting(chat.pk, three.pk, before=str(one.pk))
+    queueing.move(chat.pk, three.pk, before=str(one.pk))
     assert order() == ["three", "one", "two"]
-    turns.move_waiting(chat.pk, three.pk, before="")
+    queueing.move(chat.pk, three.pk, before="")
     assert order() == ["one", "two", "three"]
-    turns.move_waiting(chat.pk, two.pk, before="gone")
+    queueing.move(chat.pk, two.pk, before="gone")
     assert order() == ["two", "one", "three"]
     version = ChatSession.objects.get(pk=chat.pk).version
-    turns.move_waiting(chat.pk, two.pk, before=str(one.pk))
-    turns.move_waiting(chat.pk, two.pk, before=str(two.pk))
-    turns.move_waiting(chat.pk, two.pk, earlier=True)
+    queueing.move(chat.pk, two.pk, before=str(one.pk))
+    queueing.move(chat.pk, two.pk, before=str(two.pk))
+    queueing.move(chat.pk, two.pk, earlier=True)
     assert order() == ["two", "one", "three"]
-    turns.move_waiting(chat.pk, two.pk)
+    queueing.move(chat.pk, two.pk)
     assert order() == ["one", "two", "three"]
     assert ChatSession.objects.get(pk=chat.pk).version == version + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
-from sessions import turns, versions
+from sessions import queueing, turns, versions
 from sessions.history import entries_of
 from sessions.models import ChatSession, Message, Turn
 from sessions.textfiles import FileRefused, files_of, read_files
@@ -87,7 +87,7 @@ def test_a_file_goes_to_the_model_and_stands_in_the_session(client, chat, bob):
     # Waiting, edited, not given back by Stop, and exported.
     client.post(f"{here}send/", {"text": "two", "files": [upload("b.txt", "2")]})
     waiting = Message.objects.get(text="two")
-    turns.edit_waiting(chat.pk, waiting.pk, bob, "two, better")
+    queueing.edit(chat.pk, waiting.pk, bob, "two, better")
     waiting.refresh_from_db()
     assert [part.get("file") for part in waiting.parts] == [None, "b.txt"]
     assert turns.stop(chat.pk, bob) == []

@@ -13,7 +13,7 @@ from django.test import override_settings
 
 from connections.models import Connection
 from connections.providers.base import ToolSpec, Turnlet
-from sessions import tool_servers, toolbox, turns
+from sessions import sending, tool_servers, toolbox, turns
 from sessions.history import KEPT, prepare, shorten
 from sessions.models import ChatSession, Message, ToolServer, Turn
 from sessions.reply import blocks_of
@@ -82,7 +82,7 @@ def start(crew: Crew, fakes: FakeProviders, workspace: Workspace, bob: User) -> 
         chat = chat or ChatSession.objects.create(
             workspace=workspace, owner=bob, connection=connection
         )
-        turn = turns.send(chat.pk, bob, text, ring=False).turn
+        turn = sending.send(chat.pk, bob, text, ring=False).turn
         assert turn is not None
         assert crew.take(turn.pk)
         return turn
@@ -144,7 +144,7 @@ def test_a_message_steered_while_a_tool_runs_goes_out_with_its_result(start, add
     shop.hold = threading.Event()
     turn = start('call shop__search {"words": "boats"}\ncall shop__say {"kind": "nothing"}')
     until(lambda: shop.open_calls)
-    steered = turns.send(turn.chat_id, bob, "only red ones").message
+    steered = sending.send(turn.chat_id, bob, "only red ones").message
     assert steered.delivery == "steering"
     shop.hold.set()
     assert ended(turn).state == "done"
@@ -410,7 +410,7 @@ def test_tools_take_no_more_than_their_share_of_the_window(workspace, bob):
     connection.default_model = "m"
     connection.save()
     chat = ChatSession.objects.create(workspace=workspace, owner=bob, connection=connection)
-    turn = turns.send(chat.pk, bob, "hello", ring=False).turn
+    turn = sending.send(chat.pk, bob, "hello", ring=False).turn
     many = [ToolSpec(f"tool-{n}", "word " * 100, {"type": "object"}) for n in range(60)]
     prepared = prepare(turn, many)
     assert 5 < len(prepared.tools) < 20

@@ -11,8 +11,10 @@ from django.db import IntegrityError, connections, transaction
 from django.utils import timezone
 
 from connections.models import Connection
-from sessions import turns
+from sessions import choosing, queueing, sending, steps, turns
+from sessions.leases import LeaseLost
 from sessions.models import ChatSession, Message, Turn
+from sessions.refusals import Locked, Refused
 from tests.builders import give_access, make_connection
 from workspaces.models import AuditEvent, User
 
@@ -26,10 +28,10 @@ def deliveries(chat: ChatSession) -> list[tuple[str, str]]:
 
 def running(chat: ChatSession, bob: User, text: str = "first") -> Turn:
     """A session whose first turn is claimed and has sent its request."""
-    sent = turns.send(chat.pk, bob, text)
+    sent = sending.send(chat.pk, bob, text)
     turn = turns.claim(sent.turn.pk)
     assert turn is not None
-    turns.begin_step(turn, turn.lease_token, 1)
+    steps.begin_step(turn, turn.lease_token, 1)
     return turn
 
 
@@ -58,7 +60,7 @@ def together(count: int, act: Callable[[int], object]) -> list[object]:
 
 
 def test_the_first_message_locks_the_resolved_connection(chat, bob, connection):
-    turns.send(chat.pk, bob, "hello")
+    sending.send(chat.pk, bob, "hello")
     chat.refresh_from_db()
     assert (chat.connection, chat.model) == (connection, "small")
     assert chat.is_locked
@@ -68,9 +70,9 @@ def test_the_first_message_locks_the_resolved_connection(chat, bob, connection):
 
 def test_a_locked_session_refuses_another_connection(chat, bob):
     other = make_connection("other")
-    turns.send(chat.pk, bob, "hello")
-    with pytest.raises(turns.Locked):
-        turns.choose_connection(chat.pk, bob, other)
+    sending.send(chat.pk, bob, "hello")
+    with pytest.raises(Locked):
+        choosing.choose_connection(chat.pk, bob, other)
     chat.refresh_from_db()
     assert chat.connection != other
 
@@ -79,11 +81,11 @@ def test_two_first_messages_on_different_choices_give_one_lock(chat, bob, connec
     other = make_connection("other")
 
     def choose_and_send(number: int) -> object:
-        turns.choose_connection(chat.pk, bob, other if number % 2 else connection)
-        return turns.send(chat.pk, bob, f"message {number}")
+        choosing.choose_connection(chat.pk, bob, other if number % 2 else connection)
+        return sending.send(chat.pk, bob, f"message {number}")
 
     results = together(4, choose_and_send)
-    sent = [result for result in results if isinstance(result, turns.Sent)]
+    sent = [result for result in results if isinstance(result, sending.Sent)]
     assert sent, results
     chat.refresh_from_db()
     locked = AuditEvent.objects.filter(action="session.lock", target_id=str(chat.pk))
@@ -93,10 +95,10 @@ def test_two_first_messages_on_different_choices_give_one_lock(chat, bob, connec
 
 def test_a_disabled_connection_refuses_and_never_falls_through(chat, bob, connection):
     make_connection("other")
-    turns.send(chat.pk, bob, "hello")
+    sending.send(chat.pk, bob, "hello")
     Connection.objects.filter(pk=connection.pk).update(enabled=False)
-    with pytest.raises(turns.Refused) as refused:
-        turns.send(chat.pk, bob, "again")
+    with pytest.raises(Refused) as refused:
+        sending.send(chat.pk, bob, "again")
     assert refused.value.kind == "disabled"
     chat.refresh_from_db()
     assert chat.connection == connection
@@ -105,30 +107,30 @@ def test_a_disabled_connection_refuses_and_never_falls_through(chat, bob, connec
 
 def test_a_model_outside_the_workspaces_models_is_refused(chat, bob, connection):
     give_access(chat.workspace, connection, allowed_models=["small"])
-    with pytest.raises(turns.Refused):
-        turns.choose_model(chat.pk, bob, "large")
-    turns.choose_model(chat.pk, bob, "small")
+    with pytest.raises(Refused):
+        choosing.choose_model(chat.pk, bob, "large")
+    choosing.choose_model(chat.pk, bob, "small")
 
 
 # -- sending ---------------------------------------------------------------------------------------
 
 
 def test_the_same_client_key_is_one_message(chat, bob):
-    results = together(6, lambda number: turns.send(chat.pk, bob, "hello", client_key="k1"))
+    results = together(6, lambda number: sending.send(chat.pk, bob, "hello", client_key="k1"))
     assert sum(result.created for result in results) == 1
     assert len({result.message.pk for result in results}) == 1
     assert Turn.objects.filter(chat=chat).count() == 1
 
 
 def test_an_empty_message_is_refused_and_locks_nothing(chat, bob):
-    with pytest.raises(turns.Refused):
-        turns.send(chat.pk, bob, "  \n ")
+    with pytest.raises(Refused):
+        sending.send(chat.pk, bob, "  \n ")
     chat.refresh_from_db()
     assert not chat.is_locked
 
 
 def test_nul_and_lone_surrogates_are_replaced(chat, bob):
-    sent = turns.send(chat.pk, bob, "a\x00b\ud83dc")
+    sent = sending.send(chat.pk, bob, "a\x00b\ud83dc")
     sent.message.refresh_from_db()
     assert sent.message.text == "a\ufffdb\ufffdc"
 
@@ -140,12 +142,12 @@ def test_a_mid_stream_message_follows_the_connections_behaviour(
     running(chat, bob)
     # The setting counts at the moment of sending.
     Connection.objects.filter(pk=connection.pk).update(mid_stream_behavior=behaviour)
-    turns.send(chat.pk, bob, "second")
+    sending.send(chat.pk, bob, "second")
     assert deliveries(chat) == [("first", "sent"), ("second", delivery)]
 
 
 def test_the_database_allows_one_active_turn_a_session(chat, bob):
-    turns.send(chat.pk, bob, "hello")
+    sending.send(chat.pk, bob, "hello")
     with pytest.raises(IntegrityError), transaction.atomic():
         Turn.objects.create(chat=chat, number=99)
 
@@ -153,7 +155,8 @@ def test_the_database_allows_one_active_turn_a_session(chat, bob):
 def test_fifty_sends_at_once_keep_one_active_turn_and_every_message(chat, bob, connection):
     Connection.objects.filter(pk=connection.pk).update(mid_stream_behavior="queue")
     results = together(
-        10, lambda n: [turns.send(chat.pk, bob, f"m{n}-{i}", client_key=f"{n}-{i}") for i in (1, 2)]
+        10,
+        lambda n: [sending.send(chat.pk, bob, f"m{n}-{i}", client_key=f"{n}-{i}") for i in (1, 2)],
     )
     assert all(isinstance(result, list) for result in results), results
     rows = list(Message.objects.filter(chat=chat).order_by("seq").values_list("seq", flat=True))
@@ -165,7 +168,7 @@ def test_fifty_sends_at_once_keep_one_active_turn_and_every_message(chat, bob, c
 
 
 def test_a_task_delivered_many_times_at_once_gives_one_claim(chat, bob):
-    turn = turns.send(chat.pk, bob, "hello").turn
+    turn = sending.send(chat.pk, bob, "hello").turn
     results = together(8, lambda number: turns.claim(turn.pk))
     assert sum(result is not None for result in results) == 1, results
 
@@ -189,19 +192,19 @@ def test_a_worker_that_lost_its_lease_cannot_write(chat, bob):
     Turn.objects.filter(pk=turn.pk).update(lease_until=timezone.now() - dt.timedelta(seconds=1))
     turns.sweep()
     token = turn.lease_token
-    late = turns.Progress(turn.pk, token, reply.pk, "x", [], "")
-    assert turns.save_progress([late]) == {token}
+    late = steps.Progress(turn.pk, token, reply.pk, "x", [], "")
+    assert steps.save_progress([late]) == {token}
     assert not Message.objects.filter(text="x").exists()
-    with pytest.raises(turns.LeaseLost):
-        turns.begin_step(turn, token, 2)
-    with pytest.raises(turns.LeaseLost):
+    with pytest.raises(LeaseLost):
+        steps.begin_step(turn, token, 2)
+    with pytest.raises(LeaseLost):
         turns.end(turn, token, Turn.State.DONE)
     turn.refresh_from_db()
     assert turn.state == Turn.State.INTERRUPTED
 
 
 def test_a_lease_lost_before_the_request_is_claimed_again_three_times(chat, bob):
-    turn = turns.send(chat.pk, bob, "hello").turn
+    turn = sending.send(chat.pk, bob, "hello").turn
     for _ in range(3):
         assert turns.claim(turn.pk) is not None
         Turn.objects.filter(pk=turn.pk).update(lease_until=timezone.now() - dt.timedelta(seconds=1))
@@ -211,7 +214,7 @@ def test_a_lease_lost_before_the_request_is_claimed_again_three_times(chat, bob)
 
 
 def test_a_turn_put_back_by_workers_that_end_in_good_order_is_claimed_again_and_again(chat, bob):
-    turn = turns.send(chat.pk, bob, "hello").turn
+    turn = sending.send(chat.pk, bob, "hello").turn
     for _ in range(5):
         claimed = turns.claim(turn.pk)
         assert claimed is not None
@@ -224,7 +227,7 @@ def test_a_claim_and_a_stop_at_the_same_moment_both_go_through(workspace, bob, c
     """Both want the session and the turn: in two orders they would wait for each other."""
     for _ in range(5):
         chat = ChatSession.objects.create(workspace=workspace, owner=bob)
-        turn = turns.send(chat.pk, bob, "hello").turn
+        turn = sending.send(chat.pk, bob, "hello").turn
         acts = [lambda pk=turn.pk: turns.claim(pk), lambda pk=chat.pk: turns.stop(pk, bob)]
         results = together(8, lambda number, acts=acts: acts[number % 2]())
         assert not [result for result in results if isinstance(result, Exception)], results
@@ -235,11 +238,11 @@ def test_a_claim_and_a_stop_at_the_same_moment_both_go_through(workspace, bob, c
 def test_an_interrupted_turn_keeps_its_text_and_the_queue_goes_on(chat, bob, connection):
     Connection.objects.filter(pk=connection.pk).update(mid_stream_behavior="queue")
     turn = running(chat, bob)
-    turns.send(chat.pk, bob, "second")
+    sending.send(chat.pk, bob, "second")
     reply = Message.objects.get(turn=turn, role="assistant")
     parts = [{"t": "text", "text": "so far"}]
-    far = turns.Progress(turn.pk, turn.lease_token, reply.pk, "so far", parts, "1-0")
-    assert turns.save_progress([far]) == set()
+    far = steps.Progress(turn.pk, turn.lease_token, reply.pk, "so far", parts, "1-0")
+    assert steps.save_progress([far]) == set()
     Turn.objects.filter(pk=turn.pk).update(lease_until=timezone.now() - dt.timedelta(seconds=1))
     turns.sweep()
     turn.refresh_from_db()
@@ -251,7 +254,7 @@ def test_an_interrupted_turn_keeps_its_text_and_the_queue_goes_on(chat, bob, con
 
 
 def test_the_sweep_finds_a_pending_turn_that_no_doorbell_reached(chat, bob):
-    turn = turns.send(chat.pk, bob, "hello", ring=False).turn
+    turn = sending.send(chat.pk, bob, "hello", ring=False).turn
     Turn.objects.filter(pk=turn.pk).update(created_at=timezone.now() - dt.timedelta(seconds=5))
     assert turns.sweep() == [turn.pk]
 
@@ -260,7 +263,7 @@ def test_many_sweeps_at_once_are_harmless(chat, bob, connection):
     Connection.objects.filter(pk=connection.pk).update(mid_stream_behavior="queue")
     turn = running(chat, bob)
     for number in range(3):
-        turns.send(chat.pk, bob, f"queued {number}")
+        sending.send(chat.pk, bob, f"queued {number}")
     Turn.objects.filter(pk=turn.pk).update(lease_until=timezone.now() - dt.timedelta(seconds=1))
     results = together(4, lambda number: turns.sweep())
     assert not [result for result in results if isinstance(result, Exception)], results
@@ -272,9 +275,9 @@ def test_many_sweeps_at_once_are_harmless(chat, bob, connection):
 
 def test_steering_is_taken_between_steps_in_order(chat, bob):
     turn = running(chat, bob)
-    turns.send(chat.pk, bob, "one")
-    turns.send(chat.pk, bob, "two")
-    step = turns.begin_step(turn, turn.lease_token, 2)
+    sending.send(chat.pk, bob, "one")
+    sending.send(chat.pk, bob, "two")
+    step = steps.begin_step(turn, turn.lease_token, 2)
     assert [message.text for message in step.steered] == ["one", "two"]
     assert deliveries(chat)[1:] == [("one", "delivered"), ("two", "delivered")]
     assert set(Message.objects.filter(text__in=["one", "two"]).values_list("step", flat=True)) == {
@@ -284,7 +287,7 @@ def test_steering_is_taken_between_steps_in_order(chat, bob):
 
 def test_steering_that_was_not_delivered_is_queued_once_as_the_same_message(chat, bob):
     turn = running(chat, bob)
-    late = turns.send(chat.pk, bob, "late").message
+    late = sending.send(chat.pk, bob, "late").message
     turns.end(turn, turn.lease_token, Turn.State.DONE)
     late.refresh_from_db()
     following = Turn.objects.get(chat=chat, number=2)
@@ -297,7 +300,7 @@ def test_a_send_at_the_instant_of_the_end_is_delivered_exactly_once(chat, bob):
     together(
         2,
         lambda number: (
-            turns.send(chat.pk, bob, "edge")
+            sending.send(chat.pk, bob, "edge")
             if number
             else turns.end(turn, turn.lease_token, Turn.State.DONE)
         ),
@@ -315,7 +318,7 @@ def queue(chat, bob, connection) -> list[Message]:
     """A running turn and three queued messages behind it."""
     Connection.objects.filter(pk=connection.pk).update(mid_stream_behavior="queue")
     running(chat, bob)
-    return [turns.send(chat.pk, bob, text).message for text in ("a", "b", "c")]
+    return [sending.send(chat.pk, bob, text).message for text in ("a", "b", "c")]
 
 
 def end_running(chat: ChatSession, state: Turn.State, **why: object) -> None:
@@ -339,28 +342,28 @@ def test_queued_messages_are_answered_one_turn_each_in_order(chat, queue):
 
 def test_queued_messages_can_be_reordered_edited_and_cancelled(chat, queue):
     a, b, c = queue
-    turns.move_waiting(chat.pk, c.pk, earlier=True)
-    turns.move_waiting(chat.pk, c.pk, earlier=True)
-    turns.edit_waiting(chat.pk, a.pk, a.author, "a, edited")
-    turns.cancel_waiting(chat.pk, b.pk)
-    assert [message.text for message in turns.waiting(chat)] == ["c", "a, edited"]
+    queueing.move(chat.pk, c.pk, earlier=True)
+    queueing.move(chat.pk, c.pk, earlier=True)
+    queueing.edit(chat.pk, a.pk, a.author, "a, edited")
+    queueing.cancel(chat.pk, b.pk)
+    assert [message.text for message in queueing.waiting(chat)] == ["c", "a, edited"]
 
 
 def test_a_queued_message_can_be_promoted_to_steering(chat, queue):
-    turns.promote_waiting(chat.pk, queue[1].pk)
+    queueing.promote(chat.pk, queue[1].pk)
     turn = Turn.objects.get(chat=chat, state="running")
-    step = turns.begin_step(turn, turn.lease_token, 2)
+    step = steps.begin_step(turn, turn.lease_token, 2)
     assert [message.text for message in step.steered] == ["b"]
 
 
 def test_a_claimed_message_cannot_be_changed_any_more(chat, queue):
     end_running(chat, Turn.State.DONE)
     for act in (
-        lambda: turns.edit_waiting(chat.pk, queue[0].pk, queue[0].author, "x"),
-        lambda: turns.cancel_waiting(chat.pk, queue[0].pk),
-        lambda: turns.promote_waiting(chat.pk, queue[0].pk),
+        lambda: queueing.edit(chat.pk, queue[0].pk, queue[0].author, "x"),
+        lambda: queueing.cancel(chat.pk, queue[0].pk),
+        lambda: queueing.promote(chat.pk, queue[0].pk),
     ):
-        with pytest.raises(turns.Refused):
+        with pytest.raises(Refused):
             act()
 
 
@@ -372,7 +375,7 @@ def test_a_failure_that_another_try_cannot_cure_pauses_the_queue(chat, queue, ki
     assert not Turn.objects.filter(chat=chat, state__in=Turn.ACTIVE).exists()
     turns.sweep()
     assert not Turn.objects.filter(chat=chat, state__in=Turn.ACTIVE).exists()
-    turns.resume(chat.pk)
+    queueing.resume(chat.pk)
     assert Turn.objects.get(chat=chat, state__in=Turn.ACTIVE).number == 2
 
 
@@ -408,14 +411,14 @@ def test_stop_returns_the_queued_texts_or_lets_them_go_on(chat, queue):
 
 
 def test_stop_leaves_colleagues_messages_in_the_queue(chat, bob, alice, queue):
-    turns.send(chat.pk, alice, "from alice")
+    sending.send(chat.pk, alice, "from alice")
     assert [message.text for message in turns.stop(chat.pk, alice)] == ["from alice"]
-    assert [message.text for message in turns.waiting(chat)] == ["a", "b", "c"]
+    assert [message.text for message in queueing.waiting(chat)] == ["a", "b", "c"]
 
 
 def test_a_colleague_cannot_rewrite_what_goes_out_under_anothers_name(chat, alice, queue):
-    with pytest.raises(turns.Refused):
-        turns.edit_waiting(chat.pk, queue[0].pk, alice, "something else")
+    with pytest.raises(Refused):
+        queueing.edit(chat.pk, queue[0].pk, alice, "something else")
 
 
 def test_stop_with_continue_goes_on_with_the_queue(chat, queue):
@@ -425,14 +428,14 @@ def test_stop_with_continue_goes_on_with_the_queue(chat, queue):
 
 
 def test_stop_with_another_word_changes_nothing(chat, queue):
-    with pytest.raises(turns.Refused):
+    with pytest.raises(Refused):
         turns.stop(chat.pk, chat.owner, queued="Continue")
     assert {delivery for _, delivery in deliveries(chat)[1:]} == {"queued"}
     assert not Turn.objects.filter(chat=chat, stop_requested_at__isnull=False).exists()
 
 
 def test_stop_ends_a_turn_that_no_worker_has_taken(chat, bob):
-    turns.send(chat.pk, bob, "hello")
+    sending.send(chat.pk, bob, "hello")
     turns.stop(chat.pk, bob)
     assert Turn.objects.get(chat=chat).state == Turn.State.STOPPED
 
@@ -440,7 +443,7 @@ def test_stop_ends_a_turn_that_no_worker_has_taken(chat, bob):
 def test_a_message_sent_after_stop_waits_for_its_own_turn(chat, bob):
     turn = running(chat, bob)
     turns.stop(chat.pk, bob)
-    turns.send(chat.pk, bob, "next")
+    sending.send(chat.pk, bob, "next")
     assert deliveries(chat)[1] == ("next", "queued")
     turns.end(turn, turn.lease_token, Turn.State.STOPPED)
     assert Turn.objects.get(chat=chat, state="pending").number == 2
@@ -448,8 +451,8 @@ def test_a_message_sent_after_stop_waits_for_its_own_turn(chat, bob):
 
 def test_retry_runs_the_last_turn_again_with_all_that_people_said(chat, bob):
     turn = running(chat, bob)
-    turns.send(chat.pk, bob, "steered")
-    turns.begin_step(turn, turn.lease_token, 2)
+    sending.send(chat.pk, bob, "steered")
+    steps.begin_step(turn, turn.lease_token, 2)
     turns.end(turn, turn.lease_token, Turn.State.FAILED, error_kind="server")
     again = turns.retry(chat.pk, bob)
     assert (again.pk, again.number) == (turn.pk, 1)
@@ -461,18 +464,18 @@ def test_retry_runs_the_last_turn_again_with_all_that_people_said(chat, bob):
 
 def test_a_first_step_begun_twice_of_a_retried_turn_steers_nothing_in(chat, bob):
     turn = running(chat, bob)
-    turns.send(chat.pk, bob, "steered")
-    turns.begin_step(turn, turn.lease_token, 2)
+    sending.send(chat.pk, bob, "steered")
+    steps.begin_step(turn, turn.lease_token, 2)
     turns.end(turn, turn.lease_token, Turn.State.FAILED, error_kind="server")
     again = turns.claim(turns.retry(chat.pk, bob).pk)
-    first = turns.begin_step(again, again.lease_token, 1)
+    first = steps.begin_step(again, again.lease_token, 1)
     # Nobody knew whether the commit arrived. The history has the message already.
-    second = turns.begin_step(again, again.lease_token, 1)
+    second = steps.begin_step(again, again.lease_token, 1)
     assert (second.message_id, first.steered, second.steered) == (first.message_id, [], [])
 
 
 def test_a_done_turn_cannot_be_retried(chat, bob):
     turn = running(chat, bob)
     turns.end(turn, turn.lease_token, Turn.State.DONE)
-    with pytest.raises(turns.Refused):
+    with pytest.raises(Refused):
         turns.retry(chat.pk, bob)

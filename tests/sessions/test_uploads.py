@@ -15,7 +15,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import OperationalError, connection
 from django.test import Client
 
-from sessions import images, turns
+from sessions import bus, images, locking, sending
 from sessions.models import Attachment, ChatSession, Message
 from tests.builders import make_connection, make_user
 from tests.world import png
@@ -193,10 +193,10 @@ def test_a_message_that_is_not_taken_leaves_no_file(
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(turns, "_changed", fail)  # the last step before the commit
+    monkeypatch.setattr(locking, "changed", fail)  # the last step before the commit
     checked = images.check_images([SimpleUploadedFile("a.png", png())])
     with pytest.raises(RuntimeError):
-        turns.send(picture_chat.pk, bob, "look", images=checked)
+        sending.send(picture_chat.pk, bob, "look", images=checked)
     assert Message.objects.count() == 0
     assert stored() == before
 
@@ -215,7 +215,7 @@ def test_a_full_disk_at_the_second_image_keeps_neither(
     monkeypatch.setattr(default_storage, "save", fail_later)
     checked = images.check_images([SimpleUploadedFile(f"{n}.png", png()) for n in range(3)])
     with pytest.raises(OSError, match="No space"):
-        turns.send(picture_chat.pk, bob, "look", images=checked)
+        sending.send(picture_chat.pk, bob, "look", images=checked)
     assert len(calls) == 2
     assert stored() == before
 
@@ -224,7 +224,7 @@ def test_a_message_sent_twice_stores_its_image_once(picture_chat: ChatSession, b
     before = stored()
     for _ in range(2):
         checked = images.check_images([SimpleUploadedFile("a.png", png())])
-        turns.send(picture_chat.pk, bob, "look", client_key="k", images=checked)
+        sending.send(picture_chat.pk, bob, "look", client_key="k", images=checked)
     assert len(stored() - before) == 1
     assert Attachment.objects.count() == 1
 
@@ -240,7 +240,7 @@ def test_a_commit_that_fails_leaves_no_file(
     checked = images.check_images([SimpleUploadedFile("a.png", png())])
     with monkeypatch.context() as patch, pytest.raises(OperationalError):
         patch.setattr(connection, "commit", fail)
-        turns.send(picture_chat.pk, bob, "look", images=checked)
+        sending.send(picture_chat.pk, bob, "look", images=checked)
     assert stored() == before
     assert Message.objects.count() == 0
 
@@ -251,10 +251,10 @@ def test_a_message_that_is_taken_keeps_its_file_whatever_comes_after(
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("nobody hears")
 
-    monkeypatch.setattr(turns.bus.publisher, "publish", fail)
+    monkeypatch.setattr(bus.publisher, "publish", fail)
     checked = images.check_images([SimpleUploadedFile("a.png", png())])
     with pytest.raises(RuntimeError):
-        turns.send(picture_chat.pk, bob, "look", images=checked)
+        sending.send(picture_chat.pk, bob, "look", images=checked)
     attachment = Attachment.objects.get()
     with attachment.file.open("rb") as file:
         assert file.read() == png()

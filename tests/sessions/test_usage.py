@@ -15,7 +15,7 @@ from django.utils import timezone
 from connections.capabilities import cost_of
 from connections.models import Connection
 from connections.providers.base import Usage
-from sessions import turns, usage
+from sessions import sending, steps, turns, usage
 from sessions.models import ChatSession, Turn, UsageDay
 from tests.builders import make_connection, make_member, make_user
 from workspaces.models import Role
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def used(chat, who, *, state=Turn.State.DONE, cost="0.5", tokens=(100, 10), text="hello"):
-    turn = turns.claim(turns.send(chat.pk, who, text, ring=False).turn.pk)
-    turns.begin_step(turn, turn.lease_token, 1)
+    turn = turns.claim(sending.send(chat.pk, who, text, ring=False).turn.pk)
+    steps.begin_step(turn, turn.lease_token, 1)
     Turn.objects.filter(pk=turn.pk).update(input_tokens=tokens[0], output_tokens=tokens[1])
     turns.end(turn, turn.lease_token, state, cost=cost and Decimal(cost))
     return turn
@@ -43,14 +43,14 @@ def test_turns_add_up_on_their_day_however_they_end(chat, bob):
 
 
 def test_a_turn_that_never_reached_a_provider_is_not_counted(chat, bob):
-    turn = turns.claim(turns.send(chat.pk, bob, "hello", ring=False).turn.pk)
+    turn = turns.claim(sending.send(chat.pk, bob, "hello", ring=False).turn.pk)
     turns.end(turn, turn.lease_token, Turn.State.FAILED, error_kind="disabled")
     assert not UsageDay.objects.exists()
 
 
 def test_a_worker_that_vanished_in_mid_reply_counts_once(chat, bob):
-    turn = turns.claim(turns.send(chat.pk, bob, "hello", ring=False).turn.pk)
-    turns.begin_step(turn, turn.lease_token, 1)
+    turn = turns.claim(sending.send(chat.pk, bob, "hello", ring=False).turn.pk)
+    steps.begin_step(turn, turn.lease_token, 1)
     Turn.objects.update(input_tokens=5, lease_until=timezone.now() - dt.timedelta(seconds=1))
     turns.sweep()
     turns.sweep()

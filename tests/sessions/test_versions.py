@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from connections.models import Connection
-from sessions import turns, versions
+from sessions import sending, steps, turns, versions
 from sessions.models import Attachment, ChatSession, Message, Turn
+from sessions.refusals import Refused
 from tests.builders import make_member, make_user
 from tests.world import World, make_world
 from workspaces.models import AuditEvent, Role
@@ -16,8 +17,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def answered(chat: ChatSession, person, text: str) -> Turn:
     """A turn with its reply."""
-    turn = turns.claim(turns.send(chat.pk, person, text, ring=False).turn.pk)
-    step = turns.begin_step(turn, turn.lease_token, 1)
+    turn = turns.claim(sending.send(chat.pk, person, text, ring=False).turn.pk)
+    step = steps.begin_step(turn, turn.lease_token, 1)
     parts = [{"t": "text", "text": f"re: {text}", "sig": "s"}]
     Message.objects.filter(pk=step.message_id).update(
         text=f"re: {text}", parts=parts, is_complete=True
@@ -58,7 +59,7 @@ def test_an_edited_message_goes_out_in_a_new_session_with_what_stood_before_it(c
 
 
 def test_the_first_message_can_be_edited_and_a_running_one(chat, bob):
-    running = turns.send(chat.pk, bob, "first", ring=False)
+    running = sending.send(chat.pk, bob, "first", ring=False)
     new = versions.send_edited(question(chat, 1), bob, "first, better")
     assert said(new) == [(1, "user", "first, better")]
     assert running.turn.is_active
@@ -79,12 +80,12 @@ def test_the_same_key_is_one_session_and_a_refusal_is_none(chat, bob, connection
     assert versions.send_edited(message, bob, "better", model="large", client_key="k") == large
     ChatSession.objects.exclude(pk__in=[chat.pk, new.pk]).delete()
     for text, model in (("  ", ""), ("x" * 200_001, ""), ("fine", "no-such-model")):
-        with pytest.raises(turns.Refused):
+        with pytest.raises(Refused):
             versions.send_edited(message, bob, text, model=model)
     Connection.objects.update(enabled=False)
-    with pytest.raises(turns.Refused):
+    with pytest.raises(Refused):
         versions.send_edited(message, bob, "fine")
-    with pytest.raises(turns.Refused):
+    with pytest.raises(Refused):
         versions.regenerate(chat.pk, bob, 1)
     assert ChatSession.objects.count() == 2
 
@@ -108,23 +109,23 @@ def test_the_last_answer_is_asked_for_again_and_the_old_one_stays(chat, bob):
 
 def test_only_the_last_answer_that_is_done_can_be_asked_for_again(chat, bob):
     answered(chat, bob, "first")
-    turn = turns.send(chat.pk, bob, "second", ring=False).turn
+    turn = sending.send(chat.pk, bob, "second", ring=False).turn
     for number in (0, 1, 2, 3):
-        with pytest.raises(turns.Refused) as refused:
+        with pytest.raises(Refused) as refused:
             versions.regenerate(chat.pk, bob, number)
         assert refused.value.kind == "not_last"
     turns.stop(chat.pk, bob)
     turn.refresh_from_db()
     assert turn.state == "stopped"
-    with pytest.raises(turns.Refused):  # that is Retry's
+    with pytest.raises(Refused):  # that is Retry's
         versions.regenerate(chat.pk, bob, 2)
 
 
 def test_what_was_steered_into_the_turn_is_asked_again_with_it(chat, bob):
-    turn = turns.claim(turns.send(chat.pk, bob, "first", ring=False).turn.pk)
-    turns.begin_step(turn, turn.lease_token, 1)
-    turns.send(chat.pk, bob, "and that", ring=False)
-    turns.begin_step(turn, turn.lease_token, 2)
+    turn = turns.claim(sending.send(chat.pk, bob, "first", ring=False).turn.pk)
+    steps.begin_step(turn, turn.lease_token, 1)
+    sending.send(chat.pk, bob, "and that", ring=False)
+    steps.begin_step(turn, turn.lease_token, 2)
     turns.end(turn, turn.lease_token, Turn.State.DONE)
     new = versions.regenerate(chat.pk, bob, 1)
     assert said(new) == [(1, "user", "first"), (1, "user", "and that")]
@@ -133,10 +134,10 @@ def test_what_was_steered_into_the_turn_is_asked_again_with_it(chat, bob):
 
 
 def test_what_is_on_its_way_into_a_running_turn_began_none(chat, bob):
-    turn = turns.claim(turns.send(chat.pk, bob, "first", ring=False).turn.pk)
-    turns.begin_step(turn, turn.lease_token, 1)
-    turns.send(chat.pk, bob, "and that", ring=False)
-    [claimed] = turns.claim_steering(turn, turn.lease_token)
+    turn = turns.claim(sending.send(chat.pk, bob, "first", ring=False).turn.pk)
+    steps.begin_step(turn, turn.lease_token, 1)
+    sending.send(chat.pk, bob, "and that", ring=False)
+    [claimed] = steps.claim_steering(turn, turn.lease_token)
     assert versions.first_message(chat, claimed.pk) is None
 
 
@@ -147,7 +148,7 @@ def test_too_many_replies_at_once_are_too_many_here_as_well(client, chat, bob, s
     again = f"{here}messages/{question(chat, 1).pk}/again/"
     settings.TURNS_PER_PERSON = 1
     other = ChatSession.objects.create(workspace=chat.workspace, owner=bob)
-    turns.send(other.pk, bob, "a long one", ring=False)
+    sending.send(other.pk, bob, "a long one", ring=False)
     for address, sent in ((again, {"text": "a better one"}), (f"{here}regenerate/", {"turn": 1})):
         response = client.post(address, sent)
         assert (response.status_code, bool(response.headers["Retry-After"])) == (429, True)

@@ -11,8 +11,9 @@ from django.db import transaction
 
 from connections.models import Connection
 from connections.sentences import sentence
-from sessions import turns
+from sessions import choosing, sending, turns
 from sessions.models import ChatSession, Message, Turn
+from sessions.refusals import Refused
 from sessions.worker import Crew
 from workspaces import audit
 from workspaces.models import Role, User, Workspace
@@ -46,8 +47,8 @@ class Command(BaseCommand):
             with transaction.atomic():
                 chat = chat or self._new_chat(workspace, user)
                 self._choose(chat, user, connection)
-                sent = turns.send(chat.pk, user, options["text"], ring=False)
-        except turns.Refused as refusal:
+                sent = sending.send(chat.pk, user, options["text"], ring=False)
+        except Refused as refusal:
             raise CommandError(refusal.sentence) from None
         # Runs this turn and takes nobody else's: the process ends with it.
         crew = Crew(get_runtime(), sweeps=False)
@@ -130,4 +131,4 @@ class Command(BaseCommand):
         """The lock holds here too: another connection than the session's is refused, never
         left aside."""
         if connection is not None and not (chat.is_locked and chat.connection_id == connection.pk):
-            turns.choose_connection(chat.pk, user, connection)
+            choosing.choose_connection(chat.pk, user, connection)

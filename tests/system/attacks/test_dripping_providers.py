@@ -11,7 +11,7 @@ import pytest
 from django.test import override_settings
 
 from connections import actions
-from sessions import agent, turns
+from sessions import agent, sending
 from sessions.models import ChatSession, Message, Turn
 from sessions.worker import Crew
 from tests.system.attacks.listener import Listener, Request, response
@@ -82,7 +82,7 @@ def test_it_is_given_up_with_what_came_before(crew, alice, workspace, monkeypatc
         }
         made = actions.create(alice, data, secret={"api_key": "sk-drips"})
         chat = ChatSession.objects.create(workspace=workspace, owner=alice, connection=made)
-        started = turns.send(chat.pk, alice, "hello", ring=False).turn
+        started = sending.send(chat.pk, alice, "hello", ring=False).turn
         assert crew.take(started.pk)
         wait_for(lambda: not Turn.objects.get(pk=started.pk).is_active, 30)
         started.refresh_from_db()

@@ -18,7 +18,7 @@ from connections.models import Connection, ProbeResult
 from connections.providers import google_token
 from connections.providers.base import ModelRequest, ProviderError, Target, Turnlet
 from connections.providers.wire import oauth
-from sessions import tool_servers, tools, turns
+from sessions import sending, tool_servers, tools
 from sessions.models import ChatSession, Turn
 from sessions.worker import Crew
 from tests.system.attacks.listener import Listener, reply, response
@@ -103,7 +103,7 @@ def climb(crew: Crew, connection: Connection) -> ProbeResult:
 
 
 def turn(crew: Crew, chat: ChatSession, person) -> Turn:
-    started = turns.send(chat.pk, person, "words for one server", ring=False).turn
+    started = sending.send(chat.pk, person, "words for one server", ring=False).turn
     assert crew.take(started.pk)
     wait_for(lambda: not Turn.objects.get(pk=started.pk).is_active, 30)
     started.refresh_from_db()
