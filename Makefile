@@ -6,10 +6,11 @@ UV      = $(shell uv --version >/dev/null 2>&1 && echo uv)
 RUN    := $(VENV)/.synced-run
 DEV    := $(VENV)/.synced-dev
 STATIC := staticfiles/staticfiles.json
+CHECKER := tests/validator/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check fmt messages demo bench bench-pages bench-probes chaos soak screenshots lighthouse codex lock
+.PHONY: help run test validator check fmt messages demo bench bench-pages bench-probes chaos soak screenshots lighthouse codex lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +23,8 @@ demo: $(RUN) $(STATIC)  ## the same with sample workspaces on bundled fake provi
 
 test: $(DEV) $(STATIC)  ## the whole suite; ARGS="tests/workspaces -k setup" for a part
 	@exec $(BIN)/python -m tests.run $(ARGS)
+
+validator: $(CHECKER)  ## fetch the HTML checker that `make test` uses (needs npm and Java)
 
 check: $(DEV)  ## lint, format, templates, migrations, settings
 	$(BIN)/ruff check .
@@ -80,6 +83,10 @@ define sync
 	@echo "Installing $(1) ..."
 	@$(if $(UV),uv pip sync --quiet --python $(BIN)/python --require-hashes,$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r) $(1)
 endef
+
+$(CHECKER): tests/validator/package-lock.json
+	npm ci --prefix tests/validator --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 $(DEV): requirements/dev.txt .python-version
 	$(call sync,requirements/dev.txt)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests import postgres
+from tests import postgres, validator
 from tests.system.harness import ROOT, collect_static
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -37,6 +37,8 @@ def main(arguments: list[str]) -> int:
         missing.append("Chromium, so no browser test ran (set PATCHBAY_CHROMIUM to a browser)")
     if not shutil.which("xgettext"):
         missing.append("gettext, so no test looked for texts that aren't in the catalogs")
+    if lacking := validator.missing():
+        missing.append(f"{lacking}, so no test looked whether the pages are valid HTML")
     collect_static()
     runs = {"SQLite": _pytest(arguments, env)}
     try:

@@ -121,7 +121,7 @@ def checkboxes(name: str, rows: Iterable[tuple[str, str, str]], *, id: str) -> S
     """Boxes to tick, of (value, label, note): values are slugs, the ids begin with `id`."""
     parts = [
         f'<div class="field" data-kind="checkbox"><input type="checkbox" id="{id}-{value}" '
-        f'name="{name}" value="{value}" autocomplete="off">'
+        f'name="{name}" value="{value}">'
         f'<label for="{id}-{value}">{conditional_escape(label)} '
         f'<span class="muted small">{conditional_escape(note)}</span></label></div>'
         for value, label, note in rows

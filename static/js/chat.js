@@ -159,7 +159,7 @@ function start() {
   const words = document.getElementById("chat-words").dataset;
   let shown = [];
 
-  const takesImages = () => !composer.querySelector("label[for=images][aria-disabled]");
+  const takesImages = () => !composer.querySelector("label[for=images][data-disabled]");
   const isImage = (file) => input.accept.split(",").includes(file.type);
 
   // Shows and sends exactly these; returns those before.
@@ -203,7 +203,7 @@ function start() {
   input.addEventListener("change", () => add(input.files));
   textInput.addEventListener("change", () => add(textInput.files));
   composer.addEventListener("click", (event) => {
-    if (event.target.closest("label[aria-disabled]")) event.preventDefault();
+    if (event.target.closest("label[data-disabled]")) event.preventDefault();
   });
   draft.addEventListener("paste", (event) => {
     // Some programs copy a picture beside the text that is meant.

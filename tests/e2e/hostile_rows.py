@@ -1,4 +1,4 @@
-"""Puts every hostile text in every place that shows one: `manage.py shell` runs this in the
+"""Puts every hostile text in every place that shows one: `manage.py shell` calls `tell` in the
 environment of the server whose pages are then looked at. Rows are written past the forms: a form
 that refuses one of them today may not tomorrow."""
 
@@ -166,4 +166,5 @@ def _session(support: Workspace, alice: User, connection: Connection, batch: tup
     return chat
 
 
-print(json.dumps(make()))
+def tell() -> None:
+    print(json.dumps(make()))

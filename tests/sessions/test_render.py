@@ -191,6 +191,13 @@ def test_an_image_becomes_a_link_that_names_its_host():
     assert render("[![a](https://b.example/i.png)](https://c.example)").count("<a ") == 1
 
 
+@pytest.mark.parametrize("source", ["[a *b*](http://%5B)", "![a b](https://%5B/c.png)"])
+def test_a_link_to_nowhere_stays_its_text(source: str):
+    html = render(f"{source} [c](https://example.com)")
+    assert html.count("<a ") == html.count("href=") == 1
+    assert check(html).startswith("a b")
+
+
 def test_a_fence_has_its_language_its_copy_hook_and_its_colours():
     assert render("```Python title=x\ndef f(): return '<'\n```") == (
         '<div class="code" data-copy="" data-lang="python"><pre><code>'
