@@ -45,13 +45,15 @@ import redis
 import redis.asyncio
 from django.conf import settings
 
+from workspaces import network
+
 logger = logging.getLogger(__name__)
 
 # Seconds that text waits for more, after the first of a turn: a reader's eye notices nothing below
 # a tenth, and of many sessions each window costs the whole path from here to the pages.
 WINDOW = 0.025
-WINDOW_A_SESSION = 0.0008  # added for each session that spoke in the last window
-LONGEST_WINDOW = 0.09
+WINDOW_A_SESSION = 0.0004  # added for each session that spoke in the last window
+LONGEST_WINDOW = 0.06
 MAX_EVENTS = 4000  # kept a session (approximately)
 EXPIRE = 3600  # seconds after the last event
 SKIP_AFTER_FAILURE = 3.0  # seconds in which a process doesn't try a dead Redis again
@@ -175,7 +177,7 @@ class Writer:
             self._urgent.set()
 
     def hurry(self) -> None:
-        """Ends the running window: for the first text of a turn."""
+        """Ends the running window: for the first text of a turn, and when all streams were read."""
         self._urgent.set()
 
     def last_id(self, chat_id: str) -> str:
@@ -195,6 +197,7 @@ class Writer:
         self._wake.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
+            network.beat().after = self.hurry
 
     async def _run(self) -> None:
         while True:
