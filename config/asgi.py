@@ -40,25 +40,25 @@ class OneGo(ASGIHandler):
     def __init__(self) -> None:
         super().__init__()
         self._drawing = asyncio.Semaphore(DRAWING)
+        self._fair = FairShare()
 
     def load_middleware(self, is_async: bool = False) -> None:
         super().load_middleware(is_async=False)
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         respond = sync_to_async(self.get_response)
-        if request.path.endswith("/turns/"):
-            # However many pages ask what has changed, a message that comes in competes with few of
-            # them for the processor.
-            async with self._drawing:
-                return await respond(request)
-        return await respond(request)
+        # However many pages ask what has changed, a message that comes in competes with few of them
+        # for the processor.
+        is_drawing = request.path.endswith("/turns/")
+        async with (
+            self._fair.turn(request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")),
+            self._drawing if is_drawing else contextlib.nullcontext(),
+        ):
+            return await respond(request)
 
 
 _http = StaticFiles(
-    FairShare(
-        BodyLimits(OneGo(), limit=settings.REQUEST_BODY_LIMIT),
-        cookie=settings.SESSION_COOKIE_NAME,
-    ),
+    BodyLimits(OneGo(), limit=settings.REQUEST_BODY_LIMIT),
     root=settings.STATIC_ROOT,
     url=settings.STATIC_URL,
 )

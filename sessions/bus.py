@@ -1,8 +1,12 @@
-"""The event log between the workers and the open pages: one Redis stream a session.
+"""The event log between the workers and the open pages: one Redis stream a session, and a channel
+on which all web processes hear what is added.
 
 The database holds the truth; the stream only makes it quick. Nothing is lost when it is: every
 event that changes the page's structure carries the session's `version`, and a page that finds the
 database ahead of what it saw asks for the transcript again.
+
+The stream is for who comes later: it is read from a cursor, once. What happens now is heard on the
+channel, for which it doesn't matter how many sessions are followed.
 
 Events, as they stand in the stream (fields `e` the name, `d` JSON) and on the page's event stream::
 
@@ -33,6 +37,7 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -40,27 +45,35 @@ import redis
 import redis.asyncio
 from django.conf import settings
 
+from workspaces import network
+
 logger = logging.getLogger(__name__)
 
 # Seconds that text waits for more, after the first of a turn: a reader's eye notices nothing below
 # a tenth, and of many sessions each window costs the whole path from here to the pages.
 WINDOW = 0.025
-WINDOW_A_SESSION = 0.0008  # added for each session that spoke in the last window
-LONGEST_WINDOW = 0.09
+WINDOW_A_SESSION = 0.0004  # added for each session that spoke in the last window
+LONGEST_WINDOW = 0.06
 MAX_EVENTS = 4000  # kept a session (approximately)
 EXPIRE = 3600  # seconds after the last event
 SKIP_AFTER_FAILURE = 3.0  # seconds in which a process doesn't try a dead Redis again
 
 
-# Adds a batch as one command: one answer to read here, and a reader that waits for many sessions
-# hears of all of them at once. Each event is its name and its data; a key to be kept has "1" there.
+LIVE = "patchbay:live"
+
+# Adds a batch as one command, and says it on the channel as one message: of each event four lines,
+# its stream's key, its id there, its name and its data, in which JSON has no line's end. Each event
+# comes as its name and its data; a key to be kept has "1" there.
 _ADD_ALL = """
-local ids = {}
+local ids, lines = {}, {}
 for i, key in ipairs(KEYS) do
-  local at = 3 * i + 1
-  ids[i] = redis.call('XADD', key, 'MAXLEN', '~', ARGV[1], '*', 'e', ARGV[at], 'd', ARGV[at + 1])
-  if ARGV[at - 1] == '1' then redis.call('EXPIRE', key, ARGV[2]) end
+  local at = 3 * i + 2
+  local kept, name, data = ARGV[at - 1], ARGV[at], ARGV[at + 1]
+  ids[i] = redis.call('XADD', key, 'MAXLEN', '~', ARGV[1], '*', 'e', name, 'd', data)
+  if kept == '1' then redis.call('EXPIRE', key, ARGV[2]) end
+  lines[i] = table.concat({key, ids[i], name, data}, '\\n')
 end
+redis.call('PUBLISH', ARGV[3], table.concat(lines, '\\n'))
 return ids
 """
 
@@ -69,8 +82,11 @@ def key_of(chat_id: uuid.UUID | str) -> str:
     return f"patchbay:chat:{chat_id}"
 
 
-def _fields(name: str, data: dict[str, Any]) -> dict[str, Any]:
-    return {"e": name, "d": orjson.dumps(data)}
+def _addition(chats: Sequence[str], events: Sequence[str | bytes]) -> list[Any]:
+    """The arguments of an EVAL that adds: of each event whose it is, and three things in a row:
+    whether its stream is to be kept ("0" or "1"), its name and its data."""
+    keys = [key_of(chat_id) for chat_id in chats]
+    return [_ADD_ALL, len(keys), *keys, MAX_EVENTS, EXPIRE, LIVE, *events]
 
 
 class Publisher:
@@ -98,10 +114,8 @@ class Publisher:
         if self.is_resting:
             return
         try:
-            pipe = self._connected().pipeline(transaction=False)
-            pipe.xadd(key_of(chat_id), _fields(name, data), maxlen=MAX_EVENTS, approximate=True)
-            pipe.expire(key_of(chat_id), EXPIRE)
-            pipe.execute()
+            addition = _addition([str(chat_id)], ["1", name, orjson.dumps(data)])
+            self._connected().eval(*addition)
         except (redis.RedisError, OSError) as error:
             self._not_before = time.monotonic() + SKIP_AFTER_FAILURE
             logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
@@ -163,7 +177,7 @@ class Writer:
             self._urgent.set()
 
     def hurry(self) -> None:
-        """Ends the running window: for the first text of a turn."""
+        """Ends the running window: for the first text of a turn, and when all streams were read."""
         self._urgent.set()
 
     def last_id(self, chat_id: str) -> str:
@@ -183,6 +197,7 @@ class Writer:
         self._wake.set()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
+            network.beat().after = self.hurry
 
     async def _run(self) -> None:
         while True:
@@ -214,9 +229,8 @@ class Writer:
                 continue
             chats.append(chat_id)
             events += ["0" if name == "text" else "1", name, written]
-        keys = [key_of(chat_id) for chat_id in chats]
         try:
-            ids = await self._client.eval(_ADD_ALL, len(keys), *keys, MAX_EVENTS, EXPIRE, *events)
+            ids = await self._client.eval(*_addition(chats, events))
         except (redis.RedisError, OSError) as error:
             self._not_before = time.monotonic() + SKIP_AFTER_FAILURE
             logger.warning("the event stream doesn't answer (%s)", type(error).__name__)

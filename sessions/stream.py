@@ -1,7 +1,7 @@
 """The event stream of a page: one reader a process, any number of viewers.
 
-A reader per open page would ask Redis as often as there are pages; one reader asks for all sessions
-at once and hands the events on, each encoded once. A viewer first gets what its cursor misses, then
+A reader per open page would ask Redis as often as there are pages; one reader hears of all sessions
+and hands the events on, each encoded once. A viewer first gets what its cursor misses, then
 what comes. Rights are looked at again every few seconds, and so is the session's version: a viewer
 that missed a change is told to fetch the page's turns again.
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 import orjson
@@ -46,6 +47,8 @@ TICK = 0.25  # seconds between two looks at which viewers have waited long enoug
 LAG = 4 * 2**20  # bytes a viewer may lag behind
 HELD = 60.0  # seconds a stream's place among its person's lasts unless it is held again
 HOLD_EVERY = 20.0
+ANSWER = 2.0  # seconds that a page waits for the reader to hear
+QUIET = 10.0  # seconds of silence before Redis is asked whether it is there
 ASK_AGAIN = 3.0  # seconds after which a Redis that didn't answer is asked for a place again
 
 
@@ -76,8 +79,8 @@ class Encoded:
     words: dict[str, bytes]
 
     @classmethod
-    def of(cls, identifier: bytes, fields: dict[bytes, bytes]) -> Encoded:
-        name, data = fields[b"e"].decode(), fields[b"d"]
+    def of(cls, identifier: bytes, called: bytes, data: bytes) -> Encoded:
+        name = called.decode()
         version = orjson.loads(data)["v"] if name in ("changed", "turn-end") else 0
         whole = b"" if name in wording.BECOMES else _chunk(identifier, name, data)
         return cls(_pair(identifier.decode()), version, whole, identifier, name, data, {})
@@ -192,19 +195,15 @@ class Viewer:
 
 
 class Reader:
-    """The process's one reader: blocks on all watched sessions at once."""
+    """The process's one reader: hears what is added to any session's stream, and hands on what its
+    viewers follow."""
 
     def __init__(self) -> None:
-        # An XREAD here blocks longer than redis-py's default timeout of five seconds.
         self._client = redis.asyncio.Redis.from_url(
-            settings.REDIS_URL, socket_timeout=20, socket_connect_timeout=1
-        )
-        self._quick = redis.asyncio.Redis.from_url(
             settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1
         )
-        self._control = f"patchbay:reader:{uuid.uuid4()}"
-        self._viewers: dict[str, set[Viewer]] = {}
-        self._positions: dict[str, str] = {}
+        self._viewers: dict[bytes, set[Viewer]] = {}
+        self._hears = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.is_well = True  # Redis answered when it was last asked
         self._ask_places = 0.0  # not before: a dead Redis isn't asked for every page
@@ -234,20 +233,14 @@ class Reader:
         """Joins a viewer: what its cursor misses waits for it when this returns, the rest
         follows. Raises redis.RedisError or OSError when there is no answer."""
         key = bus.key_of(chat_id)
-        if key not in self._viewers:
-            newest = await self._quick.xrevrange(key, count=1)
-            self._viewers.setdefault(key, set())
-            self._positions.setdefault(key, newest[0][0].decode() if newest else "0-0")
-        self._viewers[key].add(viewer)
+        self._viewers.setdefault(key.encode(), set()).add(viewer)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
-        else:
-            pipe = self._quick.pipeline(transaction=False)
-            pipe.xadd(self._control, {"w": "1"}, maxlen=1)
-            pipe.expire(self._control, 3600)
-            await pipe.execute()
-        missed = await self._quick.xrange(key, min=f"({viewer.cursor}")
-        viewer.catch_up([Encoded.of(*entry) for entry in missed])
+        # Heard before it is read, so that nothing falls between; what comes twice counts once.
+        async with asyncio.timeout(ANSWER):
+            await self._hears.wait()
+        missed = await self._client.xrange(key, min=f"({viewer.cursor}")
+        viewer.catch_up(_encoded(missed))
 
     async def take_place(self, person: uuid.UUID, place: str) -> bool:
         """One of the places that a person's streams have, of all web processes together; False when
@@ -260,7 +253,7 @@ class Reader:
         if time.monotonic() < self._ask_places:
             return True
         key, now = _places(person), time.time()
-        pipe = self._quick.pipeline(transaction=True)
+        pipe = self._client.pipeline(transaction=True)
         pipe.zremrangebyscore(key, 0, now)
         pipe.zadd(key, {place: now + HELD})
         pipe.zcard(key)
@@ -268,7 +261,7 @@ class Reader:
         try:
             _gone, _new, count, _expires = await pipe.execute()
             if count > most:
-                await self._quick.zrem(key, place)
+                await self._client.zrem(key, place)
                 return False
         except (redis.RedisError, OSError):
             self._ask_places = time.monotonic() + ASK_AGAIN
@@ -277,7 +270,7 @@ class Reader:
     async def hold_place(self, person: uuid.UUID, place: str) -> None:
         """Says that the stream is still there, also to a Redis that forgot."""
         if settings.STREAMS_PER_PERSON and time.monotonic() >= self._ask_places:
-            pipe = self._quick.pipeline(transaction=False)
+            pipe = self._client.pipeline(transaction=False)
             pipe.zadd(_places(person), {place: time.time() + HELD})
             pipe.expire(_places(person), int(2 * HELD))
             try:
@@ -294,48 +287,61 @@ class Reader:
 
     async def _leave_place(self, person: uuid.UUID, place: str) -> None:
         with contextlib.suppress(redis.RedisError, OSError):  # else it runs out
-            await self._quick.zrem(_places(person), place)
+            await self._client.zrem(_places(person), place)
 
     def leave(self, chat_id: uuid.UUID, viewer: Viewer) -> None:
-        key = bus.key_of(chat_id)
+        key = bus.key_of(chat_id).encode()
         watching = self._viewers.get(key)
         if watching is not None:
             watching.discard(viewer)
             if not watching:
                 del self._viewers[key]
-                self._positions.pop(key, None)
 
     async def _run(self) -> None:
-        control = "0-0"
         while self._viewers:
             try:
-                answer = await self._client.xread(
-                    {self._control: control, **self._positions}, block=10_000, count=500
-                )
-                self.is_well = True
+                async with self._client.pubsub() as channel:
+                    await channel.subscribe(bus.LIVE)
+                    await self._listen(channel)
             except (redis.RedisError, OSError) as error:
+                self._hears.clear()
                 if self.is_well:
                     logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
                 self.is_well = False
                 await asyncio.sleep(1)
-                continue
-            for raw_key, found in answer.items() if isinstance(answer, dict) else answer:
-                key = raw_key.decode()
-                # RESP3 wraps a stream's entries once more.
-                entries = found[0] if found and isinstance(found[0], list) else found
-                if not entries:
-                    continue
-                newest = entries[-1][0].decode()
-                if key == self._control:
-                    control = newest
-                    continue
-                if key in self._positions:
-                    self._positions[key] = newest
-                viewers = self._viewers.get(key, ())
-                for entry in entries:
-                    event = Encoded.of(*entry)
-                    for viewer in viewers:
-                        viewer.put(event)
+        self._hears.clear()
+
+    async def _listen(self, channel: redis.asyncio.client.PubSub) -> None:
+        """While there are viewers. Of the client's own forms of a message none is needed."""
+        while self._viewers:
+            heard = await channel.parse_response(block=False, timeout=QUIET)
+            if heard is None:
+                await self._client.ping()  # silent, or frozen?
+            elif heard[0] == b"subscribe":  # also when the client has connected anew by itself
+                await self._catch_up()
+                self.is_well = True
+                self._hears.set()
+            elif heard[0] == b"message":
+                for key, *event in itertools.batched(heard[2].split(b"\n"), 4):
+                    if key in self._viewers:
+                        encoded = Encoded.of(*event)
+                        for viewer in self._viewers[key]:
+                            viewer.put(encoded)
+
+    async def _catch_up(self) -> None:
+        """What viewers missed while nobody listened."""
+        behind = [(key, viewer) for key, found in self._viewers.items() for viewer in found]
+        pipe = self._client.pipeline(transaction=False)
+        for key, viewer in behind:
+            pipe.xrange(key, min=f"({viewer.cursor}")
+        for (_key, viewer), missed in zip(behind, await pipe.execute(), strict=True):
+            for event in _encoded(missed):
+                viewer.put(event)
+
+
+def _encoded(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Encoded]:
+    """Entries of a session's stream."""
+    return [Encoded.of(identifier, fields[b"e"], fields[b"d"]) for identifier, fields in entries]
 
 
 def _places(person: uuid.UUID) -> str:

@@ -13,12 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import httpcore
 
 # What is read ahead before the sender is told to wait.
 READ_AHEAD = 256 * 1024
+FEW = 4  # calm streams, up to which each is read as its bytes come
+BEAT = 0.025  # seconds between two beats, and how much longer with each calm stream
+BEAT_A_STREAM = 0.0008
+LONGEST_BEAT = 0.07
 
 
 _HUNG_UP = "The other side hung up during the handshake."
@@ -42,11 +48,43 @@ async def connect(
     return Stream(transport, wire)
 
 
+class _Beat:
+    """The moments at which the readers of calm streams are woken, all of them together: each time
+    costs the whole way from here to what reads, however little came."""
+
+    def __init__(self) -> None:
+        self.calm = 0  # streams
+        self.after: Callable[[], object] = lambda: None  # what follows, when all have read
+        self._due: list[_Wire] = []
+
+    def wake_later(self, wire: _Wire) -> None:
+        if not self._due:
+            seconds = min(BEAT + BEAT_A_STREAM * self.calm, LONGEST_BEAT)
+            asyncio.get_running_loop().call_later(seconds, self._strike)
+        self._due.append(wire)
+
+    def _strike(self) -> None:
+        due, self._due = self._due, []
+        for wire in due:
+            wire.wake()
+        asyncio.get_running_loop().call_soon(self.after)
+
+
+_beats: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Beat] = weakref.WeakKeyDictionary()
+
+
+def beat() -> _Beat:
+    """The running loop's."""
+    return _beats.setdefault(asyncio.get_running_loop(), _Beat())
+
+
 class _Wire(asyncio.Protocol):
     """Bytes that came, and who waits for them."""
 
     def __init__(self) -> None:
         self.buffer = bytearray()
+        self._beat: _Beat | None = None  # of a calm stream
+        self._is_due = False
         self.over = False  # nothing more comes
         self.failure: Exception | None = None
         self._transport: asyncio.Transport | None = None
@@ -67,17 +105,22 @@ class _Wire(asyncio.Protocol):
         if len(self.buffer) > READ_AHEAD and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if self._beat is None or self._beat.calm <= FEW:
+            self.wake()
+        elif not self._is_due:
+            self._is_due = True
+            self._beat.wake_later(self)
 
     def eof_received(self) -> None:
         self.over = True
-        self._wake()
+        self.wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.over = True
         self.failure = self.failure or error
+        self.be_calm(False)
         self._can_write.set()
-        self._wake()
+        self.wake()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -116,10 +159,22 @@ class _Wire(asyncio.Protocol):
         finally:
             self._waiter = None
 
+    def be_calm(self, calm: bool) -> None:
+        """Whether what comes may wait for the next beat."""
+        if calm == (self._beat is not None):
+            return
+        if calm and not self.over:
+            self._beat = beat()
+            self._beat.calm += 1
+        elif self._beat is not None:
+            self._beat.calm -= 1
+            self._beat = None
+
     async def drained(self) -> None:
         await self._can_write.wait()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        self._is_due = False
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -128,7 +183,9 @@ class _Wire(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             return
         loop = self._waiter.get_loop()
-        if loop.time() >= self._deadline - 0.001:
+        if self.buffer:
+            self.wake()
+        elif loop.time() >= self._deadline - 0.001:
             self._waiter.set_exception(TimeoutError())
         elif self._deadline != float("inf"):
             self._timer = loop.call_at(self._deadline, self._late)
@@ -158,6 +215,7 @@ class Stream(httpcore.AsyncNetworkStream):
             return
         if self._transport.is_closing():
             raise httpcore.WriteError("The connection is closed.")
+        self._wire.be_calm(False)
         self._transport.write(buffer)
         try:
             async with asyncio.timeout(timeout):
@@ -210,6 +268,8 @@ class Stream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         match info:
+            case "be_calm":  # through httpx nothing but such names reaches a stream
+                return self._wire.be_calm
             case "ssl_object" | "socket":
                 return self._transport.get_extra_info(info)
             case "client_addr":

@@ -256,6 +256,9 @@ async def _events(
 ) -> AsyncIterator[Event]:
     """What the decoder makes of the body. Ends with the stream, or when nothing more is to come."""
     out: list[Event] = []
+    # Once it speaks, what comes may wait a moment for what comes on other streams.
+    stream = response.extensions.get("network_stream")
+    be_calm = (stream and stream.get_extra_info("be_calm")) or _as_it_is
     async with aclosing(response.aiter_raw()) as chunks:
         async for chunk in chunks:
             try:
@@ -269,8 +272,10 @@ async def _events(
                 for event in out:
                     yield event
                 out.clear()
+                be_calm(True)
             if decoder.reason:
                 break
+        be_calm(False)
         # The reply is complete. What is left is its usage and the end of the response, which lets
         # the connection be used again; neither is worth a long wait or a failure.
         while decoder.reason:
@@ -291,6 +296,10 @@ async def _events(
         decoder.finish(out)
     for event in out:
         yield event
+
+
+def _as_it_is(calm: bool) -> None:
+    """A stream that isn't of `workspaces.network`."""
 
 
 def _token_refused(target: Target, error: ProviderError) -> bool:

@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import io
-from typing import Any
 
 import pytest
-from django.core.handlers.asgi import ASGIRequest
 
 from config import fair
 
 
-class App:
-    """Holds each request until it is let go; notes who is worked on."""
-
-    def __init__(self) -> None:
-        self.working: list[str] = []
-        self.most = 0
-        self.go_on: dict[str, asyncio.Event] = {}
-        self.streams = False
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        name = scope["path"]
-        self.working.append(name)
-        self.most = max(self.most, len(self.working))
-        try:
-            if self.streams:
-                await send({"type": "http.response.start", "status": 200, "headers": []})
-            await self.go_on.setdefault(name, asyncio.Event()).wait()
-        finally:
-            self.working.remove(name)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    def let_go(self, name: str) -> None:
-        self.go_on.setdefault(name, asyncio.Event()).set()
-
-
 class World:
+    """Requests that are worked on until they are let go."""
+
     def __init__(self) -> None:
-        self.app = App()
-        self.fair = fair.FairShare(self.app, cookie="session")
+        self.fair = fair.FairShare()
+        self.working: list[str] = []
+        self.go_on: dict[str, asyncio.Event] = {}
 
     def ask(self, name: str, cookie: str) -> asyncio.Task[None]:
-        headers = [(b"cookie", f"a=b; session={cookie}".encode())] if cookie else []
-        scope: Any = {"type": "http", "path": name, "headers": headers}
+        self.go_on[name] = asyncio.Event()
+        return asyncio.create_task(self._work(name, cookie))
 
-        async def nothing(*_: Any) -> None:
-            return None
+    async def _work(self, name: str, cookie: str) -> None:
+        async with self.fair.turn(cookie):
+            self.working.append(name)
+            try:
+                await self.go_on[name].wait()
+            finally:
+                self.working.remove(name)
 
-        return asyncio.create_task(self.fair(scope, nothing, nothing))
+    async def end(self, *tasks: asyncio.Task[None]) -> None:
+        for event in self.go_on.values():
+            event.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert self.fair._lines == {}
 
 
 @pytest.fixture
@@ -62,66 +46,66 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_so_many_of_one_sign_in_are_worked_on_and_the_next_in_their_order(world: World):
-    tasks = [world.ask(f"{number}", "alice") for number in range(5)]
-    other, nobody = world.ask("bob's", "bob"), world.ask("nobody's", "")
-    await settle()
-    assert world.app.working == ["0", "1", "bob's", "nobody's"]
-    world.app.let_go("1")
-    await settle()
-    assert world.app.working == ["0", "bob's", "nobody's", "2"]
-    for name in ("0", "2", "3", "4", "bob's", "nobody's"):
-        world.app.let_go(name)
-    await asyncio.gather(*tasks, other, nobody)
-    assert world.fair._lines == {}
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair, "LONGEST", 3600)
 
 
-async def test_an_answer_that_has_begun_holds_up_nobody(world: World):
-    world.app.streams = True
-    tasks = [world.ask(f"{number}", "alice") for number in range(5)]
-    await settle()
-    assert len(world.app.working) == 5
-    for number in range(5):
-        world.app.let_go(f"{number}")
-    await asyncio.gather(*tasks)
-
-
-async def test_who_waited_long_enough_goes_ahead(world: World, monkeypatch):
-    monkeypatch.setattr(fair, "LONGEST_WAIT", 0.05)
-    tasks = [world.ask(f"{number}", "alice") for number in range(3)]
-    while len(world.app.working) < 3:
-        await asyncio.sleep(0.01)
-    for number in range(3):
-        world.app.let_go(f"{number}")
-    await asyncio.gather(*tasks)
-    assert world.fair._lines == {}
-
-
-async def test_who_goes_away_while_waiting_leaves_no_gap(world: World):
+async def test_one_of_a_sign_in_is_worked_on_and_the_next_in_their_order(world, patience):
     tasks = [world.ask(f"{number}", "alice") for number in range(4)]
+    tasks += [world.ask("bob's", "bob"), world.ask("nobody's", ""), world.ask("nobody else's", "")]
     await settle()
-    tasks[2].cancel()
+    assert world.working == ["0", "bob's", "nobody's", "nobody else's"]
+    world.go_on["0"].set()
     await settle()
-    world.app.let_go("0")
+    assert world.working == ["bob's", "nobody's", "nobody else's", "1"]
+    await world.end(*tasks)
+
+
+async def test_one_that_takes_long_goes_on_beside_the_next(world, monkeypatch):
+    monkeypatch.setattr(fair, "LONGEST", 0.02)
+    tasks = [world.ask(f"{number}", "alice") for number in range(3)]
+    while len(world.working) < 3:
+        await asyncio.sleep(0.01)
+    await world.end(*tasks)
+
+
+async def test_one_that_took_long_gives_up_its_place_once(world, monkeypatch):
+    monkeypatch.setattr(fair, "LONGEST", 0.02)
+    tasks = [world.ask("slow", "alice")]
     await settle()
-    assert "3" in world.app.working
-    for number in range(4):
-        world.app.let_go(f"{number}")
-    await asyncio.gather(*tasks, return_exceptions=True)
+    monkeypatch.setattr(fair, "LONGEST", 3600)
+    tasks += [world.ask("next", "alice"), world.ask("last", "alice")]
+    while "next" not in world.working:
+        await asyncio.sleep(0.001)
+    world.go_on["slow"].set()
+    await settle()
+    assert world.working == ["next"]
+    await world.end(*tasks)
+
+
+@pytest.mark.parametrize("place", ["first", "waiting", "given"])
+async def test_who_goes_away_leaves_no_gap(world, patience, place):
+    tasks = [world.ask(f"{number}", "alice") for number in range(3)]
+    await settle()
+    if place == "first":
+        tasks[0].cancel()
+    elif place == "waiting":
+        tasks[1].cancel()
+        await settle()
+        world.go_on["0"].set()
+    else:  # its place is given to it in the moment in which it goes
+        world.go_on["0"].set()
+        while tasks[0] in asyncio.all_tasks():
+            await asyncio.sleep(0)
+        tasks[1].cancel()
+    await settle()
+    assert world.working == (["1"] if place == "first" else ["2"])
+    await world.end(*tasks)
+
+
+async def test_a_failure_gives_the_place_back(world, patience):
+    with pytest.raises(ValueError, match="broken"):
+        async with world.fair.turn("alice"):
+            raise ValueError("broken")
     assert world.fair._lines == {}
-
-
-@pytest.mark.parametrize("cookie", [b"", b"session", b"\xff=\xfe; ;;", b"session=; x=1"])
-def test_a_strange_cookie_is_none(cookie: bytes):
-    assert fair.session_of({"headers": [(b"cookie", cookie)]}, "session") == ""  # type: ignore[typeddict-item]
-
-
-@pytest.mark.parametrize(
-    "cookies",
-    [[b"a=b", b"session=x"], [b'settings={"a": [1, 2]}; session=x'], [b"a[b]=c; session=x"]],
-)
-def test_the_sign_in_is_the_one_that_django_will_see(cookies: list[bytes]):
-    scope: Any = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
-    scope["headers"] = [(b"cookie", cookie) for cookie in cookies]
-    assert ASGIRequest(scope, io.BytesIO()).COOKIES["session"] == "x"
-    assert fair.session_of(scope, "session") == "x"

@@ -8,6 +8,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
+import orjson
 import pytest
 from django.contrib import messages
 from django.core import mail
@@ -22,7 +23,7 @@ from django.utils import timezone, translation
 from config.middleware import PersonsLanguage
 from connections import alerts, ladder
 from connections.models import Alert, ProbeResult
-from sessions import bus, wording
+from sessions import wording
 from sessions.models import UsageDay
 from sessions.stream import Encoded, Viewer
 from tests.builders import make_connection, make_user
@@ -232,16 +233,16 @@ def test_two_viewers_of_one_reply_read_it_in_their_languages():
     viewers = [Viewer("0-0", 0, language) for language in ("en", "de", "de")]
     call = {"t": "tool_call", "id": "c", "name": "current_time", "args": {}}
     said = [["rate_limited", {}], ["again", {"n": 3}], ["of a newer worker", {}]]
-    fields = [
-        bus._fields("say", {"said": said}),
-        bus._fields("tool", {"m": "m", "b": 0, "c": 1, "call": call}),
-        bus._fields("thought", {"m": "m", "b": 1, "c": 1, "text": "<b>Hm</b>"}),
-        bus._fields("text", {"m": "m", "b": 2, "k": "text", "o": 0, "t": "Hi"}),
+    events: list[tuple[bytes, dict[str, Any]]] = [
+        (b"say", {"said": said}),
+        (b"tool", {"m": "m", "b": 0, "c": 1, "call": call}),
+        (b"thought", {"m": "m", "b": 1, "c": 1, "text": "<b>Hm</b>"}),
+        (b"text", {"m": "m", "b": 2, "k": "text", "o": 0, "t": "Hi"}),
     ]
     for viewer in viewers:
         viewer.catch_up([])
-    for number, one in enumerate(fields, start=1):
-        event = Encoded.of(b"%d-0" % number, {key.encode(): _bytes(one[key]) for key in one})
+    for number, (name, data) in enumerate(events, start=1):
+        event = Encoded.of(b"%d-0" % number, name, orjson.dumps(data))
         for viewer in viewers:
             viewer.put(event)
     english, german, again = (viewer.drain().decode() for viewer in viewers)
@@ -254,10 +255,6 @@ def test_two_viewers_of_one_reply_read_it_in_their_languages():
     assert "Ohne Argumente aufgerufen." in german
     assert "Nachgedacht" in german
     assert "&lt;b&gt;Hm" in german
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
 
 
 @pytest.mark.parametrize("name", wording._SENTENCES)

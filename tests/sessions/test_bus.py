@@ -18,7 +18,7 @@ class SlowRedis:
         self.sent: list[str] = []
 
     async def eval(self, script: str, count: int, *given: Any) -> list[bytes]:
-        _most, _seconds, *events = given[count:]
+        _most, _seconds, _channel, *events = given[count:]
         self.sent += events[1::3]
         await self.answers.wait()
         return [b"1-1"] * count

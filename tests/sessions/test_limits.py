@@ -291,8 +291,8 @@ def test_so_many_streams_of_a_person_in_all_processes_together(settings):
     async def scenario():
         first, second = stream.Reader(), stream.Reader()  # two web processes
         for reader in (first, second):
-            await reader._quick.aclose()
-            reader._quick = store
+            await reader._client.aclose()
+            reader._client = store
         assert await first.take_place(person, "a")
         assert await second.take_place(person, "b")
         assert not await first.take_place(person, "c")

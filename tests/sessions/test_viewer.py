@@ -15,7 +15,7 @@ from sessions.stream import SOON, Encoded, Reader, Viewer
 
 
 def event(number: int, name: str, **data: object) -> Encoded:
-    return Encoded.of(b"%d-0" % number, {b"e": name.encode(), b"d": orjson.dumps(data)})
+    return Encoded.of(b"%d-0" % number, name.encode(), orjson.dumps(data))
 
 
 def viewer() -> Viewer:

@@ -136,8 +136,8 @@ def test_a_hundred_streams_and_sends_are_capped_and_others_get_through(limited: 
     print(f"bob's p95: {p95(before) * 1000:.0f} ms, then {slower:.2f} times that")
     print(f"median {statistics.median(before) * 1e3:.0f}, {statistics.median(during) * 1e3:.0f}")
     # The aim is two. The same two cores make the flood, answer it and run its replies, beside other
-    # tests: 2.4 to 3.4 were measured there.
-    assert slower <= 8
+    # tests: 2.0 to 2.3 were measured with nothing else running.
+    assert slower <= 5
     # The places are free again.
     for chat in chats:
         chat.wait_until_idle(60)
