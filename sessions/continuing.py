@@ -104,7 +104,13 @@ def _continue(
 
 
 def begin_from(
-    chat: ChatSession, actor: User, connection: Connection, model: str, kept: int
+    chat: ChatSession,
+    actor: User,
+    connection: Connection,
+    model: str,
+    kept: int,
+    *,
+    nth_version: int = 0,
 ) -> ChatSession:
     """A session of the actor's that goes on after the first `kept` turns of another, none of which
     is in it yet."""
@@ -122,6 +128,7 @@ def begin_from(
         max_output=chat.max_output,
         continued_from=chat,
         continued_turns=kept,
+        nth_version=nth_version,
     )
 
 
