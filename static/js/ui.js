@@ -105,7 +105,7 @@ function offerNarrow(part) {
       whole.set(list, [...list.options]);
     } else if (list.previousElementSibling?.matches(".narrow") || itemsOf(list).length <= MANY) continue;
     const field = document.getElementById("narrow").content.firstElementChild.cloneNode(true);
-    field.addEventListener("input", () => narrow(field, list));
+    field.addEventListener("input", () => (narrow(field, list), count()));
     field.addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault()); // sends nothing
     list.before(field);
   }
@@ -298,8 +298,9 @@ function count() {
   said.textContent = n === 0 ? "" : n === 1 ? said.dataset.one : said.dataset.many.replace("{n}", n);
   const all = document.querySelector(`[data-check-all="${said.dataset.countChecked}"]`);
   if (!all) return;
-  all.checked = n > 0 && n === boxes.length;
-  all.indeterminate = n > 0 && n < boxes.length;
+  const shown = boxes.filter((box) => !box.closest("[hidden]"));
+  all.checked = shown.length > 0 && shown.every((box) => box.checked);
+  all.indeterminate = !all.checked && shown.some((box) => box.checked);
 }
 document.addEventListener("change", () => queueMicrotask(count));
 document.addEventListener("htmx:afterSettle", count);
