@@ -999,7 +999,8 @@ def test_a_waiting_message_is_dragged_to_its_place(patchbay: Patchbay, admin: Cl
     # Put back, it shows what came meanwhile.
     page.mouse.move(*middle(handle))
     page.mouse.down()
-    page.mouse.move(*middle(waiting.nth(2)), steps=8)
+    x, y = middle(waiting.nth(2))
+    page.mouse.move(x, y + 10, steps=8)
     expect_waiting(page, "one", "two", "three")
     action = waiting.nth(0).locator("form.waiting-actions").get_attribute("action")
     assert admin.post(f"{action}").status_code == 303  # cancels “one” from elsewhere
