@@ -83,9 +83,10 @@ def problem(request: HttpRequest) -> str:
         )
     if urlsplit(f"//{request.get_host()}").hostname != domain():
         there = home(request)
-        link = format_html('<a href="{}">{}</a>', f"{there}{request.get_full_path()}", there)
-        text = _("Passkeys don't work at a number as the address. Open this page at {link}.")
-        return format_html(text, link=link)
+        text = _("Passkeys don't work at a number as the address.")
+        link = _("Open this page at %(address)s") % {"address": there}
+        address = f"{there}{request.get_full_path()}"
+        return format_html('{} <a href="{}">{}</a>', text, address, link)
     return ""
 
 

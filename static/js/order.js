@@ -14,7 +14,7 @@ function say(what) {
   const { item, list, order } = lifted;
   // A page of a longer list doesn't begin at one.
   const place = Number(order[0].dataset.place ?? 1) + items(list).indexOf(item);
-  words.textContent = words.dataset[what].replace("{name}", item.dataset.name).replace("{place}", place);
+  words.textContent = words.dataset[`say${what}`].replace("{name}", item.dataset.name).replace("{place}", place);
 }
 
 function lift(handle, pointer = null) {
@@ -23,7 +23,7 @@ function lift(handle, pointer = null) {
   lifted = { item, list, handle, order: items(list), pointer };
   item.dataset.lifted = "";
   handle.setAttribute("aria-pressed", "true");
-  if (pointer === null) say("lifted");
+  if (pointer === null) say("Lifted");
 }
 
 // The others move around the item: it keeps the focus and the finger.
@@ -48,7 +48,7 @@ function letGo() {
 
 function putBack() {
   place(lifted.list, lifted.item, lifted.order.indexOf(lifted.item));
-  if (lifted.pointer === null) say("back");
+  if (lifted.pointer === null) say("Back");
   letGo().list.dispatchEvent(new CustomEvent("order:back", { bubbles: true }));
 }
 
@@ -141,7 +141,7 @@ document.addEventListener("keydown", (event) => {
   if (to === undefined) return;
   event.preventDefault();
   place(list, item, Math.min(Math.max(to, 0), last));
-  say("moved");
+  say("Moved");
   item.scrollIntoView({ block: "nearest" });
 });
 document.addEventListener("focusout", (event) => {

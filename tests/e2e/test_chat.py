@@ -1050,6 +1050,7 @@ def test_a_waiting_message_is_dragged_by_a_finger_on_a_phone(
             expect_state(page, "running")
     three = page.locator("#waiting > li").nth(2)
     # All that can be done with it is in reach of the finger.
+    three.scroll_into_view_if_needed()
     for name in ("Send earlier", "Cancel this message", "Move three"):
         expect(three.get_by_role("button", name=name)).to_be_in_viewport(ratio=0.9)
     page.locator("#draft").tap()

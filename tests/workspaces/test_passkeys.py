@@ -490,7 +490,7 @@ def test_at_a_number_the_pages_say_where_to_go(bob):
     assert client.post(BEGIN).status_code == 404
     client.post("/accounts/login/", {"login": bob.email, "password": PASSWORD})
     page = client.get(SECOND).text
-    assert f'Open this page at <a href="http://localhost:8000{SECOND}">' in page
+    assert f'<a href="http://localhost:8000{SECOND}">Open this page at http://localhost' in page
     assert "Use a passkey" not in page
     codes = Authenticator.objects.get(type="recovery_codes").wrap().get_unused_codes()
     assert client.post(SECOND, {"code": codes[0]}).status_code == 302
