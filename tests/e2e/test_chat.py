@@ -756,6 +756,7 @@ def test_a_session_works_without_javascript(patchbay: Patchbay, admin: Client, b
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="come back to me").click()
     expect(page.locator("#draft")).to_have_value("And then this")
+    expect(page.get_by_role("link", name="Follow it")).to_have_count(0)  # it would be lost
     page.goto(page.url.removesuffix("stop/"))
     expect_state(page, "stopped")
     context.close()
