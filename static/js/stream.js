@@ -552,7 +552,7 @@ const toEnd = () => (log.scrollTop = log.scrollHeight);
 const hasTurns = () => transcript.querySelector(":scope > [data-turn]") !== null;
 const isAtEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 48;
 log.addEventListener("scroll", () => {
-  follows = hasTurns() && isAtEnd();
+  if (hasTurns()) follows = isAtEnd();
   jump.hidden = follows || !hasTurns();
   markSeen();
 });

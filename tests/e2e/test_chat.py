@@ -954,6 +954,23 @@ def test_versions_are_made_without_javascript(patchbay: Patchbay, admin: Client,
     context.close()
 
 
+def test_the_first_reply_is_followed_on_a_phone_under_a_long_title(
+    patchbay: Patchbay, admin: Client, browser: Browser
+):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    context.set_default_timeout(30_000)
+    _sign_in(context, patchbay, admin)
+    page = context.new_page()
+    page.goto(patchbay.url + new_session(admin, "markdown"))
+    send(page, "What should I pack for a week on the coast, and for the days after it?")
+    expect_state(page, "done")
+    expect(page.locator("#turn-1-end")).to_contain_text("tokens")
+    expect(page.locator("#turn-1-end")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#jump")).to_be_hidden()
+    expect(page.locator("#chat-title")).to_be_in_viewport(ratio=1)
+    context.close()
+
+
 SHOWN_VERSION = "Number(document.querySelector('[data-session]').dataset.version)"
 
 
