@@ -42,7 +42,7 @@ from workspaces.models import User
 
 PROBES_DRAWN = 60
 MODELS_SHOWN = 200
-MODELS_IN_A_CARD = 8
+MODELS_IN_A_CARD = 3
 
 MID_STREAM_CHOICES = [*MidStream.choices, ("", _lazy("Provider's default"))]
 

@@ -37,7 +37,7 @@ def commands(asked: Asked) -> Iterator[Command]:
         found = chats.filter(archived_at=None).exclude(title="")[:MOST_RECENT]
     here = asked.access.workspace.pk if asked.access else None
     for chat in found.select_related("workspace").only(
-        "title", "workspace__name", "workspace__slug"
+        "title", "nth_version", "workspace__name", "workspace__slug"
     ):
         note = "" if chat.workspace_id == here else chat.workspace.name
-        yield Command(Group.SESSIONS, chat.title, chat.get_absolute_url(), "message", note=note)
+        yield Command(Group.SESSIONS, chat.heading, chat.get_absolute_url(), "message", note=note)

@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 
 from connections.models import Connection
 from connections.resolve import Candidates, Choice, Usable, resolve
-from sessions import doorbell, limits, locking, queueing, turns
+from sessions import doorbell, limits, locking, queueing
 from sessions.models import Attachment, ChatSession, Message, Turn, attachment_path
 from sessions.refusals import Refused
 from workspaces import audit
@@ -105,7 +105,13 @@ def _continue(
 
 
 def begin_from(
-    chat: ChatSession, actor: User, connection: Connection, model: str, kept: int
+    chat: ChatSession,
+    actor: User,
+    connection: Connection,
+    model: str,
+    kept: int,
+    *,
+    nth_version: int = 0,
 ) -> ChatSession:
     """A session of the actor's that goes on after the first `kept` turns of another, none of which
     is in it yet."""
@@ -123,6 +129,7 @@ def begin_from(
         max_output=chat.max_output,
         continued_from=chat,
         continued_turns=kept,
+        nth_version=nth_version,
     )
 
 

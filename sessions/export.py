@@ -38,7 +38,7 @@ def as_markdown(chat: ChatSession) -> str:
     """A heading for each message, then its text as it was written."""
     connection = chat.connection.name if chat.connection else _("no connection")
     lines = [
-        f"# {_one_line(chat.title) or _('New session')}",
+        f"# {_one_line(chat.heading)}",
         "",
         _("%(workspace)s, %(connection)s, %(model)s; begun %(when)s")
         % {

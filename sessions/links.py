@@ -75,7 +75,7 @@ def _live_turn(turn: Turn, viewer: User) -> LiveTurn:
         is_running=turn.state == Turn.State.RUNNING,
         is_stopping=turn.stop_requested_at is not None,
         tokens=turn.used,  # type: ignore[attr-defined]
-        title=chat.title if may_read else "",
+        title=chat.heading if may_read else "",
         url=reverse("sessions:detail", args=[chat.workspace.slug, chat.pk]) if may_read else "",
         is_private=not may_read,
     )

@@ -15,6 +15,7 @@ from django.db import models
 from django.db.models.functions import Now
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from connections.models import Connection
@@ -68,6 +69,8 @@ class ChatSession(models.Model):
         verbose_name=_("continues"),
     )
     continued_turns = models.PositiveIntegerField(default=0, editable=False)
+    # Of a conversation that was asked again (`versions`): 2 for the first time. Of any other 0.
+    nth_version = models.PositiveIntegerField(default=0, editable=False)
     # Hidden since then, and on its way out piece by piece (`keeping.delete_doomed`).
     doomed_at = models.DateTimeField(_("being deleted"), null=True, blank=True, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
@@ -100,6 +103,15 @@ class ChatSession(models.Model):
 
     def get_absolute_url(self) -> str:
         return reverse("sessions:detail", args=[self.workspace.slug, self.id])
+
+    @property
+    def heading(self) -> str:
+        """The title as pages show it: versions of one conversation have the same, and a number."""
+        title = self.title or gettext("New session")
+        if not self.nth_version:
+            return title
+        version = {"title": title, "number": self.nth_version}
+        return gettext("%(title)s · version %(number)s") % version
 
     @property
     def is_locked(self) -> bool:

@@ -252,17 +252,12 @@ class Reader:
             return False
         if time.monotonic() < self._ask_places:
             return True
-        key, now = _places(person), time.time()
-        pipe = self._client.pipeline(transaction=True)
-        pipe.zremrangebyscore(key, 0, now)
-        pipe.zadd(key, {place: now + HELD})
-        pipe.zcard(key)
-        pipe.expire(key, int(2 * HELD))
+        now = time.time()
+        until, lasts = now + HELD, int(2 * HELD)
         try:
-            _gone, _new, count, _expires = await pipe.execute()
-            if count > most:
-                await self._client.zrem(key, place)
-                return False
+            return bool(
+                await self._client.eval(_TAKE, 1, _places(person), now, most, until, place, lasts)
+            )
         except (redis.RedisError, OSError):
             self._ask_places = time.monotonic() + ASK_AGAIN
         return True
@@ -342,6 +337,16 @@ class Reader:
 def _encoded(entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Encoded]:
     """Entries of a session's stream."""
     return [Encoded.of(identifier, fields[b"e"], fields[b"d"]) for identifier, fields in entries]
+
+
+# One that is refused is never counted: it would stand in another one's way at that moment.
+_TAKE = """
+redis.call('ZREMRANGEBYSCORE', KEYS[1], 0, ARGV[1])
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('ZADD', KEYS[1], ARGV[3], ARGV[4])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
 
 
 def _places(person: uuid.UUID) -> str:

@@ -43,7 +43,7 @@ _LENGTHS = (1_024, 4_096, 8_192, 16_384, 32_768, 65_536)  # tokens that the page
 PAGE = 30  # turns a page shows at first; older ones come as one asks for them
 
 
-MOST_CARDS = 24  # connections that are shown with what they can do; others are offered by name
+MOST_CARDS = 12  # connections that are shown with what they can do; others are offered by name
 
 
 @dataclass(slots=True)
@@ -273,13 +273,13 @@ class Transcript:
 
     @cached_property
     def _offer(self) -> tuple[list[Usable], list[tuple[str, str]]]:
-        """The first connections, with those that the session or its workspace chose; slug and name
+        """Those that the session or its workspace chose, and the first connections; slug and name
         of the others."""
         found, others = self._among.offer(MOST_CARDS)
         resolved = self.resolution.connection
         for key in (self.chat.connection_id, resolved and resolved.pk):
             if key and key not in {one.connection.pk for one in found}:
-                found += filter(None, [self._among.usable_one(key)])
+                found = [*filter(None, [self._among.usable_one(key)]), *found]
         shown = {one.connection.slug for one in found}
         return found, [pair for pair in others if pair[0] not in shown]
 

@@ -112,6 +112,20 @@ def _usable(chat: ChatSession, actor: User) -> Connection:
     return connection
 
 
+def _next_number(chat: ChatSession) -> int:
+    """One more than the versions of this conversation that there are, whoever made them. A query
+    for each generation of them: up to the first session, and down again."""
+    first = chat
+    while first.nth_version and first.continued_from is not None:
+        first = first.continued_from
+    highest, parents = max(1, first.nth_version), [first.pk]
+    while parents:
+        made = ChatSession.objects.filter(continued_from__in=parents, nth_version__gt=0)
+        numbers = dict(made.order_by().values_list("pk", "nth_version"))
+        highest, parents = max(highest, *numbers.values(), 0), list(numbers)
+    return highest + 1
+
+
 def _begin(
     chat: ChatSession,
     actor: User,
@@ -122,7 +136,9 @@ def _begin(
     files: list[str],
 ) -> ChatSession:
     """The new session, on the same connection, with the turns up to `until`."""
-    new = continuing.begin_from(chat, actor, connection, chat.model, number - 1)
+    new = continuing.begin_from(
+        chat, actor, connection, chat.model, number - 1, nth_version=_next_number(chat)
+    )
     continuing.copy(chat, new, connection, files, until=until)
     locking.changed(chat)
     audit.record(

@@ -417,10 +417,10 @@ def message_promote(
 def message_move(
     request: HttpRequest, workspace: str, chat_id: uuid.UUID, message_id: uuid.UUID
 ) -> HttpResponse:
-    """`direction` = earlier or later, or `before` = the id of the message to go before, empty for
-    behind all."""
+    """`direction` = earlier or later, or `before` = the id of the message to go before, or `after`
+    = that of the last one, to go behind all."""
     earlier = request.POST.get("direction") != "later"
-    before = request.POST.get("before")
+    before = request.POST.get("before", "" if "after" in request.POST else None)
     return _on_waiting(
         request,
         workspace,

@@ -271,7 +271,7 @@ def chat_delete(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> Htt
         "count": chat.messages.count(),
         "crumbs": [
             {"label": _("Sessions"), "url": sessions},
-            {"label": chat.title or _("New session"), "url": chat.get_absolute_url()},
+            {"label": chat.heading, "url": chat.get_absolute_url()},
             {"label": _("Delete"), "url": ""},
         ],
     }
@@ -308,7 +308,7 @@ def chat_transfer(request: HttpRequest, workspace: str, chat_id: uuid.UUID) -> H
         "is_owner": chat.owner_id == request.user.pk,
         "crumbs": [
             {"label": _("Sessions"), "url": reverse("sessions:list", args=[workspace])},
-            {"label": chat.title or _("New session"), "url": chat.get_absolute_url()},
+            {"label": chat.heading, "url": chat.get_absolute_url()},
             {"label": _("Hand over"), "url": ""},
         ],
     }

@@ -32,6 +32,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from fido2.cose import UnsupportedKey
@@ -73,16 +74,19 @@ def domain() -> str:
 
 
 def problem(request: HttpRequest) -> str:
-    """Why passkeys can't be used at the address of this request, in a sentence; "" if they can."""
+    """Why passkeys can't be used at the address of this request, in a sentence (HTML, as it may
+    link to the same page where they can); "" if they can."""
     if not domain():
         return _(
             "Browsers allow passkeys only at an https address with a host name. Ask your operator "
             "for one (PATCHBAY_URL)."
         )
     if urlsplit(f"//{request.get_host()}").hostname != domain():
-        return _("Passkeys don't work at a number as the address. Open %(address)s instead.") % {
-            "address": home(request)
-        }
+        there = home(request)
+        text = _("Passkeys don't work at a number as the address.")
+        link = _("Open this page at %(address)s") % {"address": there}
+        address = f"{there}{request.get_full_path()}"
+        return format_html('{} <a href="{}">{}</a>', text, address, link)
     return ""
 
 

@@ -14,9 +14,11 @@ from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
+from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.debug import sensitive_post_parameters
@@ -42,6 +44,24 @@ class InviteForm(forms.Form):
         },
     )
     role = forms.ChoiceField(label=gettext_lazy("Role"), choices=Role.choices, initial=Role.MEMBER)
+
+
+class Search(forms.Form):
+    """Which members; empty: all."""
+
+    q = forms.CharField(
+        label=gettext_lazy("Name or address"),
+        required=False,
+        max_length=200,
+        widget=forms.TextInput(attrs={"type": "search", "autocomplete": "off"}),
+    )
+
+    def members(self, found: QuerySet[Membership]) -> QuerySet[Membership]:
+        if not self.is_valid():
+            return found.none()
+        text = self.cleaned_data["q"].strip()
+        match = Q(user__email__icontains=text) | Q(user__name__icontains=text)
+        return found.filter(match) if text else found
 
 
 class ReceiverForm(forms.Form):
@@ -270,11 +290,16 @@ def _page(
         .select_related("user")
         .order_by("user__email")
     )
+    search = Search(request.GET)
+    page = Paginator(search.members(members), PAGE).get_page(request.GET.get("page"))
+    text = request.GET.get("q", "")
     is_admin = access.has(Role.ADMIN)
     context = {
         "workspace": access.workspace,
         "access": access,
-        "page": Paginator(members, PAGE).get_page(request.GET.get("page")),
+        "page": page,
+        "search": search if text or page.has_other_pages() else None,
+        "query": f"{urlencode({'q': text})}&" if text else "",
         "roles": Role.choices,
         "is_admin": is_admin,
         "invitations": people.open_invitations(access.workspace) if is_admin else [],
@@ -286,6 +311,8 @@ def _page(
         "mail_is_set_up": settings.MAIL_IS_SET_UP,
         "problem": problem,
     }
+    if status == 200 and search.errors:
+        status = 422
     return render(request, "workspaces/members.html", context, status=status)
 
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django import template
+from django.core.paginator import Page
 from django.forms import BaseForm, BoundField, CheckboxInput, RadioSelect
 from django.template.loader import render_to_string
 from django.templatetags.static import static
@@ -178,6 +179,13 @@ def menu(
         variant=variant,
         size=size,
     )
+
+
+@register.filter
+def numbers(page: Page) -> Iterable[int | str]:
+    """Of the pages that `components/pagination.html` links to: the first, the last, and those
+    around this one, with an ellipsis (`page.paginator.ELLIPSIS`) between."""
+    return page.paginator.get_elided_page_range(page.number, on_each_side=1, on_ends=1)
 
 
 @register.simple_block_tag

@@ -111,47 +111,6 @@ function start() {
     if (!button.disabled) composer.requestSubmit(button);
   }
 
-  // -- order: a waiting message is dragged by its grip; the keyboard has the arrows -------------------
-  let dragged = ""; // its id
-  const queuedAt = ({ target }) => (dragged && target.closest?.("#waiting > [data-delivery=queued]")) || null;
-  const isBelow = (item, { clientY }) => clientY > item.getBoundingClientRect().top + item.offsetHeight / 2;
-
-  function showDrop(item, place) {
-    for (const other of document.querySelectorAll("#waiting > [data-drop]")) delete other.dataset.drop;
-    if (item && item.id !== dragged) item.dataset.drop = place;
-  }
-
-  root.addEventListener("dragstart", (event) => {
-    const item = event.target.closest?.(".grip")?.closest("li");
-    if (!item) return;
-    dragged = item.id;
-    event.dataTransfer.effectAllowed = "move";
-    event.dataTransfer.setData("text/plain", item.querySelector(".message-body").textContent);
-    event.dataTransfer.setDragImage(item, 0, item.offsetHeight / 2);
-  });
-  root.addEventListener("dragover", (event) => {
-    const item = queuedAt(event);
-    if (item) event.preventDefault();
-    showDrop(item, item && isBelow(item, event) ? "after" : "before");
-  });
-  root.addEventListener("drop", (event) => {
-    const item = queuedAt(event);
-    const moved = document.getElementById(dragged);
-    showDrop(null);
-    dragged = "";
-    if (!item) return;
-    event.preventDefault();
-    const next = isBelow(item, event) ? item.nextElementSibling : item;
-    if (!moved || item === moved || next === moved) return;
-    const { action } = moved.querySelector(".waiting-actions");
-    const before = next?.matches("[data-delivery=queued]") ? next.dataset.message : "";
-    htmx.ajax("POST", action.replace(/cancel\/$/, "move/"), { source: moved.querySelector(".waiting-actions"), swap: "none", values: { before } });
-  });
-  root.addEventListener("dragend", () => {
-    showDrop(null);
-    dragged = "";
-  });
-
   // -- files -------------------------------------------------------------------------------------------
   const input = document.getElementById("images");
   const textInput = document.getElementById("text-files");

@@ -257,7 +257,8 @@ root.addEventListener("htmx:oobBeforeSwap", ({ detail, target }) => {
     blend(target, fresh);
   } else if (target.id === "waiting-box") {
     detail.shouldSwap = false;
-    blendWaiting(target, fresh);
+    isWithheld = Boolean(target.querySelector("[data-lifted]"));
+    if (!isWithheld) blendWaiting(target, fresh);
   } else if (target.id === "chat-state") {
     takeState(fresh.dataset);
   } else if (plain(target) === plain(fresh) || isBeingEdited(target) || hasMoreToSay(target)) {
@@ -265,6 +266,13 @@ root.addEventListener("htmx:oobBeforeSwap", ({ detail, target }) => {
   } else {
     keepFocus(target);
   }
+});
+
+// The messages that wait keep still while one of them is in the hand (order.js); the answer to its move
+// tells how they stand, and one that is put back asks.
+let isWithheld = false;
+root.addEventListener("order:back", () => {
+  if (isWithheld) refetch();
 });
 
 // The swap comes right after: what has the focus by its name gets it again.
@@ -283,6 +291,7 @@ function plain(element) {
   for (const token of copy.querySelectorAll("[name=csrfmiddlewaretoken], [name=client_key]")) token.removeAttribute("value");
   for (const changed of copy.querySelectorAll("[class=''], .htmx-request")) changed.removeAttribute("class");
   for (const unfolded of copy.querySelectorAll("details[open]")) unfolded.removeAttribute("open");
+  for (const added of copy.querySelectorAll(".narrow")) added.remove();
   return copy.outerHTML;
 }
 
@@ -537,17 +546,19 @@ addEventListener("pageshow", ({ persisted }) => persisted && look());
 // -- the place where one reads ----------------------------------------------------------------------
 
 const jump = document.getElementById("jump");
-let follows = true;
+let follows = true; // not before the first turn: what can be chosen is read from its beginning
 
 const toEnd = () => (log.scrollTop = log.scrollHeight);
+const hasTurns = () => transcript.querySelector(":scope > [data-turn]") !== null;
+const isAtEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 48;
 log.addEventListener("scroll", () => {
-  follows = log.scrollHeight - log.scrollTop - log.clientHeight < 48;
-  jump.hidden = follows;
+  if (hasTurns()) follows = isAtEnd();
+  jump.hidden = follows || !hasTurns();
   markSeen();
 });
 const keepPlace = new ResizeObserver(() => {
   if (follows) toEnd();
-  else jump.hidden = log.scrollHeight - log.scrollTop - log.clientHeight < 48;
+  else jump.hidden = isAtEnd() || !hasTurns();
 });
 keepPlace.observe(log.firstElementChild);
 keepPlace.observe(log);
@@ -573,7 +584,8 @@ root.addEventListener("htmx:afterSwap", () => {
 // A new session is read from its beginning, others from their end or from where the address says.
 const named = document.getElementById(location.hash.slice(1));
 if (named?.matches("[data-turn]")) (follows = false), named.scrollIntoView();
-else if (transcript.querySelector(":scope > [data-turn]")) toEnd();
+else if (hasTurns()) toEnd();
+else follows = false;
 const news = document.getElementById("news");
 if (news && news.offsetTop < log.scrollTop) news.scrollIntoView(); // its end is further than one can see
 requestAnimationFrame(markSeen);

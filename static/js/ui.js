@@ -57,18 +57,61 @@ if (!("command" in HTMLButtonElement.prototype)) {
   });
 }
 
-// -- menus: the arrow keys go through an open one ---------------------------------------------------
+// -- menus: the arrow keys go through an open one, a letter goes to the next entry that begins so ----
 document.addEventListener("keydown", (event) => {
   const { key, target } = event;
-  if (!["ArrowDown", "ArrowUp", "Home", "End"].includes(key) || event.altKey || event.ctrlKey || event.metaKey) return;
+  const letter = [...key].length === 1 && key !== " " && key.toLocaleLowerCase();
+  if ((!letter && !["ArrowDown", "ArrowUp", "Home", "End"].includes(key)) || event.altKey || event.ctrlKey || event.metaKey) return;
   const opens = target.closest?.("[popovertarget]")?.getAttribute("popovertarget");
   const menu = target.closest?.(".menu-list:popover-open") ?? (opens && document.getElementById(opens));
   if (!menu?.matches(".menu-list:popover-open") || target.matches("input, select, textarea")) return;
   event.preventDefault();
   const entries = [...menu.querySelectorAll("a[href], button:not(:disabled)")].filter((one) => one.checkVisibility());
   const at = entries.indexOf(target);
+  if (letter) return entries.slice(at + 1).concat(entries).find((entry) => entry.textContent.trim().toLocaleLowerCase().startsWith(letter))?.focus();
   ({ ArrowDown: entries[at + 1] ?? entries[0], ArrowUp: entries.at(at < 0 ? -1 : at - 1), Home: entries[0], End: entries.at(-1) })[key]?.focus();
 });
+
+// A long one shows where one is.
+document.addEventListener("toggle", ({ target, newState }) => {
+  if (newState === "open" && target.matches(".menu-list")) target.querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest" });
+}, { capture: true });
+
+// -- long lists: a select with many options, and a part of a page with data-narrow, get a field that
+// leaves what holds all its words. What is left out is sent as it stands.
+const MANY = 20;
+const whole = new WeakMap(); // select → all its options
+
+const fold = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLocaleLowerCase();
+const itemsOf = (list) => (list.matches("select") ? whole.get(list) : [...list.querySelectorAll("tbody > tr, .field")]);
+
+function narrow(field, list) {
+  const words = fold(field.value).split(/\s+/);
+  const holds = (item) => words.every((word) => fold(item.textContent).includes(word));
+  if (!list.matches("select")) return itemsOf(list).forEach((item) => (item.hidden = !holds(item)));
+  const { value } = list;
+  const found = itemsOf(list).filter((option) => option.value && holds(option));
+  list.replaceChildren(...itemsOf(list).filter((option) => !option.value || found.includes(option)));
+  list.value = value;
+  // The one that is left is the one that is meant.
+  if (list.selectedIndex < 0 || (!list.value && found.length === 1)) (found[0] ?? list.options[0] ?? {}).selected = true;
+}
+
+function offerNarrow(part) {
+  const lists = [...part.querySelectorAll("main select:not([form], [multiple]), [data-narrow]")];
+  for (const list of lists) {
+    if (list.matches("select")) {
+      if (whole.has(list) || list.options.length <= MANY || list.closest(".filters")) continue;
+      whole.set(list, [...list.options]);
+    } else if (list.previousElementSibling?.matches(".narrow") || itemsOf(list).length <= MANY) continue;
+    const field = document.getElementById("narrow").content.firstElementChild.cloneNode(true);
+    field.addEventListener("input", () => (narrow(field, list), count()));
+    field.addEventListener("keydown", (event) => event.key === "Enter" && event.preventDefault()); // sends nothing
+    list.before(field);
+  }
+}
+offerNarrow(document);
+document.addEventListener("htmx:load", ({ detail }) => offerNarrow(detail.elt));
 
 // What asks for itself every few seconds rests while nobody looks.
 document.addEventListener("htmx:beforeRequest", (event) => {
@@ -243,8 +286,25 @@ document.addEventListener("change", ({ target }) => {
 document.addEventListener("change", (event) => {
   const all = event.target.closest("[data-check-all]");
   if (!all) return;
-  for (const box of document.getElementsByName(all.dataset.checkAll)) box.checked = all.checked;
+  for (const box of document.getElementsByName(all.dataset.checkAll)) if (!box.closest("[hidden]")) box.checked = all.checked;
 });
+
+// How many are, in [data-count-checked="name of the checkboxes"].
+function count() {
+  const said = document.querySelector("[data-count-checked]");
+  if (!said) return;
+  const boxes = [...document.getElementsByName(said.dataset.countChecked)].filter((box) => box.type === "checkbox");
+  const n = boxes.filter((box) => box.checked).length;
+  said.textContent = n === 0 ? "" : n === 1 ? said.dataset.one : said.dataset.many.replace("{n}", n);
+  const all = document.querySelector(`[data-check-all="${said.dataset.countChecked}"]`);
+  if (!all) return;
+  const shown = boxes.filter((box) => !box.closest("[hidden]"));
+  all.checked = shown.length > 0 && shown.every((box) => box.checked);
+  all.indeterminate = !all.checked && shown.some((box) => box.checked);
+}
+document.addEventListener("change", () => queueMicrotask(count));
+document.addEventListener("htmx:afterSettle", count);
+count();
 
 // -- theme: data-theme-choice="system|light|dark" ---------------------------------------------------
 function showTheme() {

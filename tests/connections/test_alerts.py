@@ -728,7 +728,11 @@ def test_a_refusal_keeps_what_was_typed_but_no_secret(page):
     assert "Not saved yet" in answer.text
 
 
-def test_an_admin_opts_out_and_in_again(page, alice):
+def test_an_admin_opts_out_and_in_again(page, alice, settings):
+    assert f"You get these mails, at {alice.email}." in page.get("/connections/alerts/").text
+    settings.MAIL_IS_SET_UP = False
+    told = page.get("/connections/alerts/").text
+    assert f"Once mail is set up you get these mails, at {alice.email}." in told
     for _press in range(2):
         assert page.post("/connections/alerts/me/", {"mail": "no"}).status_code == 303
     assert AlertOptOut.objects.get().user == alice

@@ -332,6 +332,22 @@ def test_a_secret_that_makes_no_sense_is_refused_at_its_field(page):
     assert not ProbeResult.objects.exists()
 
 
+def test_of_two_parts_of_a_secret_the_one_that_is_right_stays_typed(page):
+    aws = {"provider_type": "bedrock", "auth_type": "iam_credentials", "aws_region": "us-east-1"}
+    make_connection("aws", key=None, base_url="", **aws)
+    assert 'hx-post="/start/check/aws/" hx-target="#check"' in at(page, "aws")
+    typed = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "two\nlines"}
+    headers = {"HX-Request": "true"}
+    answer = page.post("/start/check/aws/", typed, headers=headers)
+    assert answer.status_code == 422
+    assert answer.text.lstrip().startswith('<section class="stack"')
+    right = re.search(r'<input[^>]*name="access_key_id"[^>]*>', answer.text)[0]
+    wrong = re.search(r'<input[^>]*name="secret_access_key"[^>]*>', answer.text)[0]
+    assert 'hx-preserve="true"' in right  # by which the browser keeps what stands there
+    assert "hx-preserve" not in wrong
+    assert "AKIDEXAMPLE" not in answer.text
+
+
 def test_two_presses_ask_for_one_probe(page):
     make_connection("local", key=None, auth_type="none")
     for _press in range(2):

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from sessions.transcript import PAGE
+from tests.e2e.hands import Finger, middle
 from tests.fakes.server import GOOD_KEY, FakeProviders
 from tests.sessions.hostile import load_hostile
 from tests.system.harness import Client, Patchbay, wait_for
@@ -755,6 +756,7 @@ def test_a_session_works_without_javascript(patchbay: Patchbay, admin: Client, b
     page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("button", name="come back to me").click()
     expect(page.locator("#draft")).to_have_value("And then this")
+    expect(page.get_by_role("link", name="Follow it")).to_have_count(0)  # it would be lost
     page.goto(page.url.removesuffix("stop/"))
     expect_state(page, "stopped")
     context.close()
@@ -952,25 +954,134 @@ def test_versions_are_made_without_javascript(patchbay: Patchbay, admin: Client,
     context.close()
 
 
-def test_a_waiting_message_is_dragged_to_its_place(patchbay: Patchbay, admin: Client, page: Page):
-    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
-    complaints = complaints_of(page)
+def test_the_first_reply_is_followed_on_a_phone_under_a_long_title(
+    patchbay: Patchbay, admin: Client, browser: Browser
+):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    context.set_default_timeout(30_000)
+    _sign_in(context, patchbay, admin)
+    page = context.new_page()
+    page.goto(patchbay.url + new_session(admin, "markdown"))
+    send(page, "What should I pack for a week on the coast, and for the days after it?")
+    expect_state(page, "done")
+    expect(page.locator("#turn-1-end")).to_contain_text("tokens")
+    expect(page.locator("#turn-1-end")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#jump")).to_be_hidden()
+    expect(page.locator("#chat-title")).to_be_in_viewport(ratio=1)
+    context.close()
+
+
+SHOWN_VERSION = "Number(document.querySelector('[data-session]').dataset.version)"
+
+
+def wait_with(page: Page, *texts: str) -> Locator:
+    """The messages that wait behind a reply that doesn't end."""
     send(page, "Begin")
     expect_state(page, "running")
     waiting = page.locator("#waiting > li")
-    for number, text in enumerate(("one", "two", "three"), 1):
+    for number, text in enumerate(texts, 1):
         send(page, text)
         expect(waiting).to_have_count(number)
-    waiting.nth(2).locator(".grip").drag_to(waiting.nth(0), target_position={"x": 60, "y": 3})
-    expect(waiting.nth(0)).to_contain_text("three")
-    expect(waiting.nth(1)).to_contain_text("one")
-    waiting.nth(0).locator(".grip").drag_to(waiting.nth(2), target_position={"x": 60, "y": 30})
-    expect(waiting.nth(2)).to_contain_text("three")
-    expect(waiting.nth(0)).to_contain_text("one")
-    expect(page.locator("#waiting > [data-drop]")).to_have_count(0)
+    return waiting
+
+
+def expect_waiting(page: Page, *texts: str) -> None:
+    expect(page.locator("#waiting .message-body")).to_have_text(list(texts))
+
+
+def expect_queue(page: Page, *texts: str) -> None:
+    """As the page shows it, and as it comes anew."""
+    expect(page.locator("#waiting")).not_to_have_attribute("aria-busy", "true")
+    expect_waiting(page, *texts)
+    page.reload()
+    expect_waiting(page, *texts)
+
+
+def test_a_waiting_message_is_dragged_to_its_place(patchbay: Patchbay, admin: Client, page: Page):
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    complaints = complaints_of(page)
+    waiting = wait_with(page, "one", "two", "three")
+    handle = page.get_by_role("button", name="Move three")
+    page.mouse.move(*middle(handle))
+    page.mouse.down()
+    page.mouse.move(*middle(waiting.nth(0)), steps=8)
+    expect_waiting(page, "three", "one", "two")  # before it is let go
+    # What the reply does meanwhile takes it out of nobody's hand.
+    version = page.evaluate(SHOWN_VERSION)
+    wait_for(lambda: page.evaluate(SHOWN_VERSION) > version + 1, what="more of the reply")
+    expect(waiting.nth(0)).to_have_attribute("data-lifted", "")
+    expect_waiting(page, "three", "one", "two")
+    page.mouse.up()
+    expect_queue(page, "three", "one", "two")
+
+    # Put back, it shows what came meanwhile.
+    page.mouse.move(*middle(handle))
+    page.mouse.down()
+    x, y = middle(waiting.nth(2))
+    page.mouse.move(x, y + 10, steps=8)
+    expect_waiting(page, "one", "two", "three")
+    action = waiting.nth(0).locator("form.waiting-actions").get_attribute("action")
+    assert admin.post(f"{action}").status_code == 303  # cancels “one” from elsewhere
+    version = page.evaluate(SHOWN_VERSION)
+    wait_for(lambda: page.evaluate(SHOWN_VERSION) > version, what="one is cancelled")
+    page.keyboard.press("Escape")
+    expect_waiting(page, "three", "two")
+    expect_state(page, "running")  # Escape was for the message
+    page.mouse.up()
     assert complaints == []
     page.locator("#draft").press("Escape")
     expect_state(page, "stopped")
+
+
+def test_a_waiting_message_is_moved_by_keys(patchbay: Patchbay, admin: Client, page: Page):
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    wait_with(page, "one", "two", "three")
+    page.get_by_role("button", name="Move three").focus()
+    said = page.locator("#order-said")
+    page.keyboard.press("Enter")
+    expect(said).to_contain_text("three is lifted, at place 3.")
+    page.keyboard.press("ArrowUp")
+    expect(said).to_have_text("three: place 2.")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Move three")).to_be_focused()
+    expect_queue(page, "one", "three", "two")
+    page.locator("#draft").press("Escape")
+    expect_state(page, "stopped")
+
+
+def test_a_waiting_message_is_dragged_by_a_finger_on_a_phone(
+    patchbay: Patchbay, admin: Client, browser: Browser
+):
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
+    )
+    context.set_default_timeout(30_000)
+    _sign_in(context, patchbay, admin)
+    page = context.new_page()
+    page.goto(patchbay.url + new_session(admin, "tools-forever-1s", "queue"))
+    send_by_button = page.get_by_role("button", name="Send", exact=True)
+    for number, text in enumerate(("Begin", "one", "two", "three")):
+        page.locator("#draft").fill(text)
+        send_by_button.tap()
+        expect(page.locator("#waiting > li")).to_have_count(number)
+        if not number:
+            expect_state(page, "running")
+    three = page.locator("#waiting > li").nth(2)
+    # All that can be done with it is in reach of the finger.
+    three.scroll_into_view_if_needed()
+    for name in ("Send earlier", "Cancel this message", "Move three"):
+        expect(three.get_by_role("button", name=name)).to_be_in_viewport(ratio=0.9)
+    page.locator("#draft").tap()
+    finger, (x, y) = Finger(page), middle(page.get_by_role("button", name="Move three"))
+    finger.down(x, y)
+    finger.move(x, middle(page.locator("#waiting > li").nth(0))[1] - 8)
+    expect_waiting(page, "three", "one", "two")
+    finger.up()
+    expect(page.locator("#draft")).to_be_focused()  # the keyboard on the screen stays
+    expect_queue(page, "three", "one", "two")
+    page.locator("#draft").press("Escape")
+    expect_state(page, "stopped")
+    context.close()
 
 
 def test_a_reply_that_nobody_saw_is_marked_in_the_list_and_in_the_session(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
+from tests.e2e.hands import Finger, middle
 from tests.fakes.server import GOOD_KEY, FakeProviders
 from tests.system.harness import Client, Patchbay
 
@@ -116,12 +117,6 @@ def expect_stored(page: Page, *names: str) -> None:
     expect_order(page, *names)
 
 
-def middle(locator: Locator) -> tuple[float, float]:
-    box = locator.bounding_box()
-    assert box
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-
 def orders(page: Page) -> list[str]:
     """The requests to move something, from now on: what each sent."""
     sent: list[str] = []
@@ -223,19 +218,13 @@ def test_a_row_is_dragged_by_a_finger_on_a_phone(four: None, context: Callable[.
     row(page, "Bea").evaluate("(row) => row.scrollIntoView({block: 'center'})")
     x, y = middle(handle(page, "Bea"))
     to = middle(row(page, "Ada"))[1] - 20
-    touch = page.context.new_cdp_session(page)
-
-    def send(kind: str, *points: tuple[float, float]) -> None:
-        at = [{"x": px, "y": py} for px, py in points]
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
-
+    finger = Finger(page)
     before = page.evaluate("scrollY")
-    send("touchStart", (x, y))
-    for step in range(1, 9):
-        send("touchMove", (x, y + (to - y) * step / 8))
+    finger.down(x, y)
+    finger.move(x, to)
     expect_order(page, "Bea", "Ada", "Cid", "Dot")
     assert page.evaluate("scrollY") == before  # the page stays under the finger
-    send("touchEnd")
+    finger.up()
     expect(page.locator("#toasts")).to_contain_text("“Bea” is number 1 of 4 now.")
     expect_stored(page, "Bea", "Ada", "Cid", "Dot")
 

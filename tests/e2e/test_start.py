@@ -36,7 +36,7 @@ def test_from_setup_to_the_first_reply_on_a_server_that_was_found(
         expect(found).to_contain_text("Answers with 3 models.")
         expect(found.get_by_role("link", name="LM Studio")).to_have_count(0)
         found.get_by_role("link", name="Ollama").click()
-        expect(step).to_have_text("Key")
+        expect(step).to_have_text("Details")
         while not page.get_by_text("Ollama answers on this machine").count():
             page.reload()
         expect(page.get_by_label("Default model")).to_have_value("llama3.2:latest")

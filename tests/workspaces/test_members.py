@@ -215,6 +215,28 @@ def test_the_page_takes_the_same_queries_for_any_number(
     assert page.count('<tr id="invitation-') == 30
 
 
+def test_a_member_is_found_among_many(client, space, wadmin):
+    client.force_login(wadmin)
+    where = f"/w/{space.slug}/members/"
+    assert 'role="search"' not in client.get(where).text  # a few are seen at a glance
+    people = [User(email=f"p{n:03}@example.com", name=f"Person {n}") for n in range(240)]
+    User.objects.bulk_create(people)
+    Membership.objects.bulk_create(Membership(workspace=space, user=one) for one in people)
+    html = client.get(where).text
+    assert 'role="search"' in html
+    # Far pages are near: the first, the last, and those around this one.
+    assert 'href="?page=5" aria-label="Page 5">5</a>' in html
+    html = client.get(f"{where}?q=PERSON+23").text
+    listed = re.findall(r'<span class="row-title">(.*?)</span>', html)
+    assert listed == ["Person 23", *(f"Person {n}" for n in range(230, 240))]
+    html = client.get(f"{where}?q=person&page=3").text
+    assert 'href="?q=person&amp;page=2"' in html
+    assert "Nobody found" in client.get(f"{where}?q=nobody").text
+    answer = client.get(f"{where}?q={'x' * 201}")
+    assert answer.status_code == 422
+    assert "200" in answer.text
+
+
 def test_a_mail_goes_out_where_mail_is_set_up(client, space, wadmin, settings, mailoutbox):
     settings.MAIL_IS_SET_UP = True
     client.force_login(wadmin)
