@@ -89,6 +89,6 @@ $(RUN): requirements/run.txt .python-version
 	$(call sync,$(if $(wildcard $(DEV)),requirements/dev.txt,requirements/run.txt))
 	@touch $@
 
-$(STATIC): $(shell find static -type f 2>/dev/null) requirements/run.txt | $(RUN)
+$(STATIC): $(shell find static docs/guide/pictures -type f 2>/dev/null) requirements/run.txt | $(RUN)
 	@$(BIN)/python manage.py collectstatic --noinput --verbosity 0
 	@touch $@
