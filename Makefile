@@ -53,7 +53,7 @@ chaos: $(DEV) $(STATIC)  ## break everything by chance while people chat; nothin
 soak: $(DEV) $(STATIC)  ## load for HOURS=8 with a fault now and then: what grows, what it costs
 	@exec $(BIN)/python -m tests.chaos.soak --hours $(or $(HOURS),8) $(ARGS)
 
-screenshots: $(DEV) $(STATIC)  ## take the pictures of the documentation again
+screenshots: $(DEV) $(STATIC)  ## the pictures of the guide, and every page at three widths, light and dark
 	@exec $(BIN)/python -m tests.screenshots $(ARGS)
 
 lighthouse: $(DEV) $(STATIC)  ## Lighthouse over the main pages (needs Node)
