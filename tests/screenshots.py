@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from tests.e2e.every_page import every_page
 from tests.run import find_browser
@@ -108,6 +108,12 @@ def palette(scene: Scene) -> Locator:
     return page.locator("#palette")
 
 
+def answered(scene: Scene) -> Locator:
+    page = scene.open(scene.at["session"])
+    page.locator(".message[data-role=user]").first.hover()  # its pencil
+    return page.locator("body")
+
+
 def trouble(scene: Scene) -> Locator:
     return scene.open(scene.at["failed"]).locator(".main")
 
@@ -118,27 +124,29 @@ def sessions(scene: Scene) -> Locator:
 
 # Name → what is taken, and the size of the window.
 PICTURES: dict[str, tuple[Callable[[Scene], Locator], tuple[int, int]]] = {
-    "connections": (lambda scene: scene.open("/connections/").locator("body"), (1200, 640)),
+    "connections": (lambda scene: scene.open("/connections/").locator("body"), (1200, 720)),
     "add-a-connection": (form, (820, 900)),
     "health": (lambda scene: the_page(scene, "/connections/workshop/health/"), (820, 900)),
-    "which-connection": (lambda scene: the_page(scene, "/w/support/settings/ai/"), (820, 700)),
+    "which-connection": (lambda scene: the_page(scene, AI), (900, 560)),
     "replace-a-secret": (secret, (1200, 900)),
     "delete": (deleting, (760, 600)),
     "import": (importing, (820, 900)),
     "first-message": (lambda scene: scene.open(scene.at["fresh"]).locator(".main"), (1000, 760)),
     "while-a-reply-streams": (
         lambda scene: scene.open(scene.at["running"]).locator(".main"),
-        (900, 760),
+        (900, 640),
     ),
-    "session": (lambda scene: scene.open(scene.at["session"]).locator("body"), (1200, 760)),
+    "session": (answered, (1200, 700)),
     "when-something-goes-wrong": (trouble, (900, 560)),
-    "sessions": (sessions, (900, 720)),
-    "members": (lambda scene: the_page(scene, "/w/support/members/"), (900, 620)),
+    "sessions": (sessions, (900, 780)),
+    "members": (lambda scene: the_page(scene, "/w/support/members/"), (900, 760)),
     "your-account": (lambda scene: the_page(scene, "/profile/"), (760, 900)),
     "usage": (lambda scene: the_page(scene, "/w/support/usage/"), (900, 900)),
     "keyboard": (palette, (1000, 640)),
 }
+AI = "/w/support/settings/ai/?without=anthropic"
 FIRST = "first-start"
+EDGE = 12  # pixels around a piece of a page
 
 
 def take_guide(browser: Browser, names: list[str], complaints: Complaints) -> int:
@@ -149,7 +157,8 @@ def take_guide(browser: Browser, names: list[str], complaints: Complaints) -> in
         Patchbay(Path(folder)) as server,
         window(browser, (1000, 760), scale=2) as page,
     ):
-        page.goto(f"{server.url}/setup/")
+        url = f"http://localhost:{server.port}"  # at a number there are no passkeys
+        page.goto(f"{url}/setup/")
         for name, value in {"token": server.token, **ANA}.items():
             page.fill(f"[name={name}]", value)
         page.get_by_role("button", name="Create and sign in").click()
@@ -159,12 +168,13 @@ def take_guide(browser: Browser, names: list[str], complaints: Complaints) -> in
             taken += 1
         made = server.manage("shell", "-v0", "-c", FILL).stdout
         at = json.loads(made.splitlines()[-1])
+        page.goto(f"{url}/w/support/")  # the workspace that the rail shows
         for name, (find, size) in PICTURES.items():
             if not wanted(name, names):
                 continue
             page.set_viewport_size({"width": size[0], "height": size[1]})
             with complaints.of(page, name):
-                keep(find(Scene(page, server.url, at)), name)
+                keep(find(Scene(page, url, at)), name)
             taken += 1
     return taken
 
@@ -178,12 +188,12 @@ def keep(what: Locator, name: str) -> None:
     settle(page)
     box, size = what.bounding_box(), page.viewport_size
     assert box and size
-    x, y = max(box["x"], 0), max(box["y"], 0)
+    x, y = max(box["x"] - EDGE, 0), max(box["y"] - EDGE, 0)
     clip = {
         "x": x,
         "y": y,
-        "width": min(box["width"], size["width"] - x),
-        "height": min(box["height"], size["height"] - y),
+        "width": min(box["x"] + box["width"] + EDGE, size["width"]) - x,
+        "height": min(box["y"] + box["height"] + EDGE, size["height"]) - y,
     }
     png = page.screenshot(clip=clip, animations="disabled", caret="hide")
     image = Image.open(io.BytesIO(png)).convert("RGB")
@@ -299,7 +309,7 @@ def sign_in(page: Page, url: str, email: str, password: str) -> None:
 def settle(page: Page) -> None:
     """Until fonts are there and nothing is asked for any more by the page itself."""
     page.evaluate("document.fonts.ready")
-    page.wait_for_function("!document.querySelector('.htmx-request')")
+    expect(page.locator(".htmx-request")).to_have_count(0)
 
 
 def wanted(name: str, names: list[str]) -> bool:

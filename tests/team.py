@@ -12,6 +12,7 @@ import random
 from decimal import Decimal
 from typing import Any
 
+from allauth.mfa.models import Authenticator
 from django.db import transaction
 from django.utils import timezone
 
@@ -144,6 +145,9 @@ def fill() -> dict[str, str]:
     ana.name = "Ana Ruiz"
     ana.save(update_fields=["name"])
     add_passkey(ana, "Ana's phone")
+    Authenticator.objects.update(
+        created_at=now - dt.timedelta(days=41), last_used_at=now - dt.timedelta(hours=20)
+    )
     support = Workspace.objects.get()
     research = setup.create_workspace(ana, "Research")
     people = {"ana": ana}
@@ -236,7 +240,7 @@ def _probe(chance: random.Random, connection: Connection, at: Any, kind: str) ->
             outcome = Outcome.NOT_TESTED
         elif rung == stops:
             outcome, has_stopped = Outcome.FAILED, True
-        took = 0 if outcome == Outcome.NOT_TESTED else int(ms * chance.uniform(0.7, 1.6))
+        took = None if outcome == Outcome.NOT_TESTED else int(ms * chance.uniform(0.7, 1.6))
         stopped = kind if outcome == Outcome.FAILED else ""
         rungs.append({"rung": rung, "outcome": outcome, "ms": took, "kind": stopped, "detail": ""})
     return ProbeResult(
@@ -246,7 +250,7 @@ def _probe(chance: random.Random, connection: Connection, at: Any, kind: str) ->
         trigger="schedule",
         passed=not kind,
         error_kind=kind,
-        latency_ms=sum(rung["ms"] for rung in rungs),
+        latency_ms=sum(rung["ms"] or 0 for rung in rungs),
         rungs=rungs,
     )
 
@@ -265,8 +269,8 @@ def _sessions(
         chat.save(update_fields=["shared"])
         _turn(chat, 1, people[who], QUESTION if days < 0.05 else title, [_text(TABLE)])
         chats.append(chat)
-        if who != "carol":  # news for ana
-            Seen.objects.create(user=people["ana"], chat=chat, number=1)
+        # What Carol was answered is news for Ana, who followed it before.
+        Seen.objects.create(user=people["ana"], chat=chat, number=0 if who == "carol" else 1)
     Flag.objects.create(chat=chats[0], user=people["ana"])
     Flag.objects.create(chat=chats[2], user=people["ana"])
     ana = people["ana"]
@@ -305,9 +309,12 @@ def _text(text: str) -> dict[str, Any]:
     return {"t": "text", "text": text}
 
 
-def _tool(id_: str, name: str, args: dict[str, Any], result: str) -> list[dict[str, Any]]:
+def _tool(id_: str, tool: str, args: dict[str, Any], result: str) -> list[dict[str, Any]]:
+    """A call of the server “Parcels”, and what it gave."""
+    name = f"parcels__{tool}"
+    call = {"t": "tool_call", "id": id_, "name": name, "args": args}
     return [
-        {"t": "tool_call", "id": id_, "name": name, "args": args},
+        call | {"server": "Parcels", "tool": tool},
         {"t": "tool_result", "id": id_, "name": name, "text": result, "ms": 412},
     ]
 
@@ -364,12 +371,10 @@ def _running(now: dt.datetime, ana: User, space: Workspace, connection: Connecti
     chat = _chat(now, ana, space, connection, "Late parcels of this week")
     parts = [
         {"t": "thinking", "text": "The parcels of the week first, then their carriers.", "sig": ""},
-        *_tool(
-            "a", "parcels__late", {"since": "Monday"}, "41 parcels, 33 of them with one carrier"
-        ),
+        *_tool("a", "late", {"since": "Monday"}, "41 parcels, 33 of them with one carrier"),
         *_tool(
             "b",
-            "parcels__carrier",
+            "carrier",
             {"name": "Norte Express"},
             "depot Zaragoza: closed since Tuesday",
         ),
@@ -461,7 +466,7 @@ def _candidate(now: dt.datetime, connection: Connection, ana: User) -> None:
         {"rung": Rung.NETWORK, "outcome": Outcome.PASSED, "ms": 41, "kind": "", "detail": ""},
         {"rung": Rung.AUTH, "outcome": Outcome.FAILED, "ms": 118, "kind": "auth", "detail": ""},
         *(
-            {"rung": rung, "outcome": Outcome.NOT_TESTED, "ms": 0, "kind": "", "detail": ""}
+            {"rung": rung, "outcome": Outcome.NOT_TESTED, "ms": None, "kind": "", "detail": ""}
             for rung in (Rung.MODELS, Rung.ANSWER, Rung.STREAM)
         ),
     ]

@@ -539,13 +539,17 @@ addEventListener("pageshow", ({ persisted }) => persisted && look());
 const jump = document.getElementById("jump");
 let follows = true;
 
+// A new session is read from its beginning, others from their end or from where the address says.
+const isNew = () => !transcript.querySelector(":scope > [data-turn]");
 const toEnd = () => (log.scrollTop = log.scrollHeight);
 log.addEventListener("scroll", () => {
+  if (isNew()) return;
   follows = log.scrollHeight - log.scrollTop - log.clientHeight < 48;
   jump.hidden = follows;
   markSeen();
 });
 const keepPlace = new ResizeObserver(() => {
+  if (isNew()) return;
   if (follows) toEnd();
   else jump.hidden = log.scrollHeight - log.scrollTop - log.clientHeight < 48;
 });
@@ -570,10 +574,9 @@ root.addEventListener("htmx:afterSwap", () => {
   below = null;
 });
 
-// A new session is read from its beginning, others from their end or from where the address says.
 const named = document.getElementById(location.hash.slice(1));
 if (named?.matches("[data-turn]")) (follows = false), named.scrollIntoView();
-else if (transcript.querySelector(":scope > [data-turn]")) toEnd();
+else if (!isNew()) toEnd();
 const news = document.getElementById("news");
 if (news && news.offsetTop < log.scrollTop) news.scrollIntoView(); // its end is further than one can see
 requestAnimationFrame(markSeen);
