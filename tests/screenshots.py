@@ -126,7 +126,7 @@ def sessions(scene: Scene) -> Locator:
 PICTURES: dict[str, tuple[Callable[[Scene], Locator], tuple[int, int]]] = {
     "connections": (lambda scene: scene.open("/connections/").locator("body"), (1200, 720)),
     "add-a-connection": (form, (820, 900)),
-    "health": (lambda scene: the_page(scene, "/connections/workshop/health/"), (820, 900)),
+    "health": (lambda scene: the_page(scene, "/connections/workshop/health/"), (820, 862)),
     "which-connection": (lambda scene: the_page(scene, AI), (900, 560)),
     "replace-a-secret": (secret, (1200, 900)),
     "delete": (deleting, (760, 600)),
