@@ -127,7 +127,7 @@ PICTURES: dict[str, tuple[Callable[[Scene], Locator], tuple[int, int]]] = {
     "connections": (lambda scene: scene.open("/connections/").locator("body"), (1200, 720)),
     "add-a-connection": (form, (820, 900)),
     "health": (lambda scene: the_page(scene, "/connections/workshop/health/"), (820, 862)),
-    "which-connection": (lambda scene: the_page(scene, AI), (900, 560)),
+    "which-connection": (lambda scene: the_page(scene, AI), (900, 412)),
     "replace-a-secret": (secret, (1200, 900)),
     "delete": (deleting, (760, 600)),
     "import": (importing, (820, 900)),
@@ -138,15 +138,15 @@ PICTURES: dict[str, tuple[Callable[[Scene], Locator], tuple[int, int]]] = {
     ),
     "session": (answered, (1200, 700)),
     "when-something-goes-wrong": (trouble, (900, 560)),
-    "sessions": (sessions, (900, 780)),
+    "sessions": (sessions, (900, 788)),
     "members": (lambda scene: the_page(scene, "/w/support/members/"), (900, 760)),
-    "your-account": (lambda scene: the_page(scene, "/profile/"), (760, 900)),
+    "your-account": (lambda scene: the_page(scene, "/profile/"), (760, 872)),
     "usage": (lambda scene: the_page(scene, "/w/support/usage/"), (900, 900)),
     "keyboard": (palette, (1000, 640)),
 }
 AI = "/w/support/settings/ai/?without=anthropic"
 FIRST = "first-start"
-EDGE = 12  # pixels around a piece of a page
+EDGE = 12  # pixels around a piece of a page; the others have a margin of their own
 
 
 def take_guide(browser: Browser, names: list[str], complaints: Complaints) -> int:
@@ -188,12 +188,13 @@ def keep(what: Locator, name: str) -> None:
     settle(page)
     box, size = what.bounding_box(), page.viewport_size
     assert box and size
-    x, y = max(box["x"] - EDGE, 0), max(box["y"] - EDGE, 0)
+    edge = 0 if what.evaluate("it => it.matches('body, .main, .page')") else EDGE
+    x, y = max(box["x"] - edge, 0), max(box["y"] - edge, 0)
     clip = {
         "x": x,
         "y": y,
-        "width": min(box["x"] + box["width"] + EDGE, size["width"]) - x,
-        "height": min(box["y"] + box["height"] + EDGE, size["height"]) - y,
+        "width": min(box["x"] + box["width"] + edge, size["width"]) - x,
+        "height": min(box["y"] + box["height"] + edge, size["height"]) - y,
     }
     png = page.screenshot(clip=clip, animations="disabled", caret="hide")
     image = Image.open(io.BytesIO(png)).convert("RGB")
