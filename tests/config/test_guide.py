@@ -12,6 +12,7 @@ from django.utils import translation
 
 from config import guide
 from sessions.render import anchor, render_document
+from tests import screenshots
 from workspaces.models import User
 
 FILES = sorted(guide.FOLDER.glob("*.md"))
@@ -56,6 +57,7 @@ def test_no_picture_is_there_for_nothing_and_all_are_small():
     }
     assert {path.resolve() for path in PICTURES} == shown
     assert {path.suffix for path in PICTURES} == {".png"}
+    assert {path.stem for path in PICTURES} == {screenshots.FIRST, *screenshots.PICTURES}
     assert sum(path.stat().st_size for path in PICTURES) < 1_500_000
 
 
