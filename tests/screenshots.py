@@ -204,45 +204,65 @@ def keep(what: Locator, name: str) -> None:
 # -- every page ------------------------------------------------------------------------------------
 
 
+NOWHERE = "/nothing/like/it/"
+
+
+@dataclass
+class Pages:
+    """Looks at pages; counts them and their pictures."""
+
+    url: str
+    names: list[str]
+    into: Path
+    complaints: Complaints
+    seen: set[str] = field(default_factory=set)
+    taken: int = 0
+
+    def look(self, page: Page, addresses: dict[str, str]) -> None:
+        size = page.viewport_size
+        assert size
+        width = size["width"]
+        for name, address in addresses.items():
+            if not wanted(name, self.names):
+                continue
+            self.seen.add(name)
+            with self.complaints.of(page, f"{name} {address} at {width}"):
+                answer = page.goto(self.url + address, wait_until="load")
+                assert answer is not None
+                if answer.status != (404 if address == NOWHERE else 200):
+                    self.complaints.say(f"answers {answer.status}")
+                settle(page)
+                wide = page.evaluate("document.documentElement.scrollWidth")
+                if wide > width:
+                    self.complaints.say(f"{wide} wide")
+                for scheme in SCHEMES:
+                    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+                    file = self.into / f"{slug(name)}-{width}-{scheme}.png"
+                    page.screenshot(path=file, full_page=True, animations="disabled")
+                    self.taken += 1
+
+
 def take_pages(
     browser: Browser, names: list[str], widths: list[int], into: Path, complaints: Complaints
-) -> tuple[int, int]:
-    """Every page at these widths, light and dark; how many pages, and how many pictures."""
+) -> Pages:
+    """Every page at these widths, light and dark."""
     into.mkdir(parents=True, exist_ok=True)
-    seen: set[str] = set()
-    taken = 0
+    sizes = [(width, 900 if width > 400 else 844) for width in widths]
     with (
         tempfile.TemporaryDirectory(prefix="patchbay-pages-") as folder,
         Patchbay(Path(folder), env={"EMAIL_URL": "smtp://127.0.0.1:9"}) as server,
     ):
+        taken = Pages(server.url, names, into, complaints)
+        for size in sizes:
+            with window(browser, size) as page:
+                taken.look(page, {"set up": "/setup/"})
         pages = every_page(server)
-        nowhere = {"not found": "/nothing/like/it/"}
-        for width in widths:
-            with window(browser, (width, 900 if width > 400 else 844)) as page:
-                for addresses in (pages["anybody"], pages["admin"] | nowhere):
-                    if addresses is not pages["anybody"]:
-                        sign_in(page, server.url, ADMIN["email"], ADMIN["password"])
-                    for name, address in addresses.items():
-                        if not wanted(name, names):
-                            continue
-                        with complaints.of(page, f"{name} {address} at {width}"):
-                            answer = page.goto(server.url + address, wait_until="load")
-                            assert answer is not None
-                            if answer.status != (404 if name in nowhere else 200):
-                                complaints.say(f"answers {answer.status}")
-                            settle(page)
-                            wide = page.evaluate("document.documentElement.scrollWidth")
-                            if wide > width:
-                                complaints.say(f"{wide} wide")
-                            for scheme in SCHEMES:
-                                page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-                                file = f"{slug(name)}-{width}-{scheme}.png"
-                                page.screenshot(
-                                    path=into / file, full_page=True, animations="disabled"
-                                )
-                                taken += 1
-                        seen.add(name)
-    return len(seen), taken
+        for size in sizes:
+            with window(browser, size) as page:
+                taken.look(page, pages["anybody"])
+                sign_in(page, server.url, ADMIN["email"], ADMIN["password"])
+                taken.look(page, pages["admin"] | {"not found": NOWHERE})
+    return taken
 
 
 # -- both ------------------------------------------------------------------------------------------
@@ -346,8 +366,9 @@ def main() -> int:
             print(f"The guide: {taken} pictures in {shown(KEPT)}, {size / 1000:,.0f} KB in all")
         if chosen.only != "guide":
             widths = chosen.width or list(WIDTHS)
-            pages, taken = take_pages(browser, chosen.names, widths, chosen.into, complaints)
-            print(f"Every page: {pages} pages, {taken} pictures in {shown(chosen.into)}")
+            pages = take_pages(browser, chosen.names, widths, chosen.into, complaints)
+            count = f"{len(pages.seen)} pages, {pages.taken} pictures"
+            print(f"Every page: {count} in {shown(chosen.into)}")
         browser.close()
     for name, found in complaints.found.items():
         print(f"  {name}: {'; '.join(found)}")
