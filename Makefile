@@ -56,7 +56,7 @@ chaos: $(DEV) $(STATIC)  ## break everything by chance while people chat; nothin
 soak: $(DEV) $(STATIC)  ## load for HOURS=8 with a fault now and then: what grows, what it costs
 	@exec $(BIN)/python -m tests.chaos.soak --hours $(or $(HOURS),8) $(ARGS)
 
-screenshots: $(DEV) $(STATIC)  ## take the pictures of the documentation again
+screenshots: $(DEV) $(STATIC)  ## the pictures of the guide, and every page at three widths, light and dark
 	@exec $(BIN)/python -m tests.screenshots $(ARGS)
 
 lighthouse: $(DEV) $(STATIC)  ## Lighthouse over the main pages (needs Node)
@@ -96,6 +96,6 @@ $(RUN): requirements/run.txt .python-version
 	$(call sync,$(if $(wildcard $(DEV)),requirements/dev.txt,requirements/run.txt))
 	@touch $@
 
-$(STATIC): $(shell find static -type f 2>/dev/null) requirements/run.txt | $(RUN)
+$(STATIC): $(shell find static docs/guide/pictures -type f 2>/dev/null) requirements/run.txt | $(RUN)
 	@$(BIN)/python manage.py collectstatic --noinput --verbosity 0
 	@touch $@

@@ -11,6 +11,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
+from config import guide
 from config.context import NAV, shell_of
 from workspaces.palette import MOST_TYPED, Asked, Command, Group, find, typed
 from workspaces.permissions import Access
@@ -41,7 +42,8 @@ def shortcuts(request: HttpRequest) -> HttpResponse:
 
 
 def commands(asked: Asked) -> Iterator[Command]:
-    """The lines of the rail, and the sheet of shortcuts. No query."""
+    """The lines of the rail, the sheet of shortcuts and the guide, whose pages are found when they
+    are asked for. No query."""
     for item in NAV:
         args = []
         if item.in_workspace:
@@ -65,3 +67,7 @@ def commands(asked: Asked) -> Iterator[Command]:
         "keyboard",
         words=_("help keys"),
     )
+    yield Command(Group.PAGES, _("Help"), reverse("help"), "help-circle", words=_("guide manual"))
+    if asked.query:
+        for page in list(guide.pages().values())[1:]:
+            yield Command(Group.PAGES, page.title, page.url, "help-circle", note=_("Help"))

@@ -1,7 +1,7 @@
 from django.contrib import admin
 from django.urls import include, path, re_path
 
-from config import palette, views
+from config import guide, palette, views
 
 handler400 = "config.views.bad_request"
 handler403 = "config.views.forbidden"
@@ -25,6 +25,8 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("palette/", palette.palette, name="palette"),
     path("shortcuts/", palette.shortcuts, name="shortcuts"),
+    path("help/", guide.guide_index, name="help"),
+    path("help/<slug:page>/", guide.guide_page, name="help_page"),
     path("patterns/", views.patterns, name="patterns"),
     re_path(r"^healthz/?$", views.healthz, name="healthz"),
     re_path(r"^readyz/?$", views.readyz, name="readyz"),

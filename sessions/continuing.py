@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 
 from connections.models import Connection
 from connections.resolve import Candidates, Choice, Usable, resolve
-from sessions import doorbell, limits, locking, queueing
+from sessions import doorbell, limits, locking, queueing, turns
 from sessions.models import Attachment, ChatSession, Message, Turn, attachment_path
 from sessions.refusals import Refused
 from workspaces import audit

@@ -12,11 +12,15 @@ difference: a link such as `[text][1]` whose definition comes later in the text 
 are small paragraphs where they stand, with raised numbers instead of links: a link's id would
 collide between the messages of a page.
 
+`render_document` is for texts of our own, the pages of the guide: links within it, pictures, and
+headings with an id. They pass the same parser and an allow-list of their own.
+
 Work is bounded by an estimate in microseconds that depends on nothing but the text, so the same
 text always gives the same HTML. What is too expensive is shown as it was written.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
@@ -31,7 +35,16 @@ from markdown_it.rules_inline import StateInline
 
 from sessions.highlight import CLASSES, highlight
 
-__all__ = ["Blocks", "Closed", "clean", "render", "utf16_len"]
+__all__ = [
+    "Blocks",
+    "Closed",
+    "Picture",
+    "anchor",
+    "clean",
+    "render",
+    "render_document",
+    "utf16_len",
+]
 
 # A message may cost BASE + PER_CHAR * its length, in estimated microseconds: 100 ms for 100 kB.
 # Ordinary prose costs less than half a microsecond a character and so never runs out.
@@ -89,6 +102,19 @@ _sanitiser = nh3.Cleaner(
     url_relative="deny",
     link_rel="noopener noreferrer nofollow",
 )
+_document_sanitiser = nh3.Cleaner(
+    tags={*_TAGS.split(), "h2", "img"},
+    attributes={
+        "a": {"href"},
+        "div": {"data-copy", "data-lang"},
+        "img": {"alt", "height", "src", "width"},
+        "ol": {"start"},
+        **{f"h{level}": {"id"} for level in range(2, 7)},
+    },
+    allowed_classes={"div": {"code", "table"}, "span": CLASSES},
+    url_schemes={"http", "https", "mailto"},
+    link_rel="noopener noreferrer",
+)
 
 # A link whose address the sanitiser has taken away.
 _NOWHERE = re.compile(r'<a(?: class="image")? target=[^>]*>(.*?)</a>', re.DOTALL)
@@ -118,6 +144,31 @@ def render(text: str) -> SafeString:
         blocks._references = _definitions(text)
     closed = [*blocks.append(text), *blocks.finish()]
     return SafeString("".join(block.html for block in closed))
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file of ours: its address, and its size in pixels."""
+
+    src: str
+    width: int
+    height: int
+
+
+def render_document(
+    text: str, *, link: Callable[[str], str], picture: Callable[[str], Picture]
+) -> SafeString:
+    """Return a text of our own as safe HTML. `link` and `picture` are asked for what stands in the
+    text: relative as in the files, or whole. Headings keep their level, from the second on, and
+    have the id that a viewer of the repository gives them."""
+    env = {"references": {}, "highlight": float("inf"), "spent": 0.0}
+    html = _document.render(text, env | {"link": link, "picture": picture})
+    return SafeString(_document_sanitiser.clean(html))
+
+
+def anchor(heading: str) -> str:
+    """The id of a heading: `Models, your own list` is `models-your-own-list`."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,6 +539,30 @@ class _Renderer(RendererHTML):
     td_open = th_open
 
 
+class _DocumentRenderer(_Renderer):
+    """What a text of our own may have besides."""
+
+    def link_open(self, tokens, idx, options, env):
+        return f'<a href="{escape(env["link"](tokens[idx].attrs["href"]))}">'
+
+    def link_close(self, tokens, idx, options, env):
+        return "</a>"
+
+    def image(self, tokens, idx, options, env):
+        token = tokens[idx]
+        picture = env["picture"](token.attrs["src"])
+        alt = self.renderInlineAsText(token.children or [], options, env)
+        size = f'width="{picture.width}" height="{picture.height}"'
+        return f'<img src="{escape(picture.src)}" alt="{escape(alt)}" {size}>'
+
+    def heading_open(self, tokens, idx, options, env):
+        text = self.renderInlineAsText(tokens[idx + 1].children or [], options, env)
+        return f'<{tokens[idx].tag} id="{escape(anchor(text))}">'
+
+    def heading_close(self, tokens, idx, options, env):
+        return f"</{tokens[idx].tag}>\n"
+
+
 def _cell(token) -> str:
     """A table cell whose alignment is an attribute: the pages allow no inline style."""
     align = str(token.attrs.get("style", "")).removeprefix("text-align:")
@@ -562,20 +637,21 @@ def _valid_link(url: str) -> bool:
     return len(url) <= _MAX_URL and _LINK.match(url) is not None
 
 
-def _make_markdown() -> MarkdownIt:
+def _make_markdown(renderer: type[RendererHTML], valid_link: Callable[[str], bool]) -> MarkdownIt:
     markdown = MarkdownIt(
         "commonmark",
         {"html": False, "maxNesting": _MAX_BLOCK_NESTING, "tasklists": True},
-        renderer_cls=_Renderer,
+        renderer_cls=renderer,
     )
     markdown.enable(["table", "strikethrough"]).disable(["html_block", "html_inline"])
     markdown.inline.ruler.before("link", "footnote_mark", _footnote_mark)
     others = {"alt": ["paragraph", "reference", "blockquote"]}
     markdown.block.ruler.before("reference", "footnote", _footnote, others)
-    markdown.validateLink = _valid_link
+    markdown.validateLink = valid_link
     # Its rules are compiled on first use, which isn't safe when several threads come first.
     markdown.render("- warm *up*\n\n|a|\n|-|\n", {"references": {}, "highlight": 0, "spent": 0})
     return markdown
 
 
-_markdown = _make_markdown()
+_markdown = _make_markdown(_Renderer, _valid_link)
+_document = _make_markdown(_DocumentRenderer, lambda url: True)

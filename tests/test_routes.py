@@ -269,6 +269,13 @@ def routes(world: World) -> dict[str, Route]:
             one("profile:unlink", POST, Try("signed in", post=(303,))),
             one("palette", GET, Try("signed in")),
             one("shortcuts", GET, Try("signed in")),
+            one("help", GET, Try("signed in")),
+            one(
+                "help_page",
+                GET,
+                Try("signed in", args=("health",)),
+                Try("signed in", args=("no-such",), get=(404,)),
+            ),
             one("patterns", GET, Try("instance admin")),
             one("healthz", GET, Try("everybody")),
             one("readyz", GET, Try("everybody", get=(200,))),

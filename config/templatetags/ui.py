@@ -17,6 +17,7 @@ from django.core.paginator import Page
 from django.forms import BaseForm, BoundField, CheckboxInput, RadioSelect
 from django.template.loader import render_to_string
 from django.templatetags.static import static
+from django.urls import reverse
 from django.utils import formats, timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString
@@ -83,6 +84,22 @@ def _drawn(name: str, label: str, size: str) -> SafeString:
         sized,
         static("icons.svg"),
         name,
+    )
+
+
+@register.simple_tag
+def read_more(page: str, section: str = "") -> SafeString:
+    """A quiet link to a page of the guide, for where people ask themselves how something works."""
+    from config.guide import pages
+
+    return format_html(
+        '<a class="read-more" href="{}{}">{}{}'
+        '<span class="visually-hidden" lang="en">: {}</span></a>',
+        reverse("help_page", args=[page]),
+        f"#{section}" if section else "",
+        _drawn("help-circle", "", ""),
+        _("Read more"),
+        pages()[page].title,
     )
 
 

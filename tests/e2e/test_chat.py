@@ -149,6 +149,22 @@ def test_the_first_message_locks_the_session_and_the_reply_streams(
     assert complaints == []
 
 
+def test_a_new_session_is_read_from_its_beginning(patchbay: Patchbay, admin: Client, page: Page):
+    page.set_viewport_size({"width": 390, "height": 600})
+    path = admin.post("/w/support/sessions/new/").headers["location"]
+    page.goto(patchbay.url + path)
+    title = page.get_by_role("heading", name="What shall this session run on?")
+    expect(title).to_be_in_viewport()
+    expect(page.locator("#jump")).to_be_hidden()
+    # Also when what it shows has grown.
+    page.locator("#welcome details").evaluate("details => (details.open = true)")
+    expect(page.locator("#welcome .trace li").first).to_be_visible()
+    expect(title).to_be_in_viewport()
+    page.locator("#log").evaluate("log => log.scrollTop = 80")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    expect(page.locator("#jump")).to_be_hidden()
+
+
 def test_a_message_is_steered_in_and_another_is_queued(
     patchbay: Patchbay, admin: Client, page: Page
 ):

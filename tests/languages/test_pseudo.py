@@ -16,6 +16,7 @@ import pytest
 from django.apps import apps
 from django.test import Client
 
+from config import guide
 from connections import presets
 from tests.languages.test_catalogs import CATALOGS
 from tests.test_html import PEOPLE, pages
@@ -36,6 +37,8 @@ https://bedrock-runtime.us-east-1.amazonaws.com https://us-central1-aiplatform.g
 """
 # Names of products and models, with which a form is filled in.
 PRESETS = "\n".join(map(str, presets.PRESETS.values()))
+# The guide is in English in every language.
+GUIDE = "\n".join(page.title for page in guide.pages().values())
 
 
 @pytest.fixture
@@ -137,7 +140,7 @@ def test_every_text_of_a_page_is_translated(
         if address == "/patterns/":
             continue  # in English, for those who work on the pages
         seen += 1
-        known = f"{data()}\n{NO_TEXTS}\n{PRESETS}\n{address}"
+        known = f"{data()}\n{NO_TEXTS}\n{PRESETS}\n{GUIDE}\n{address}"
         for text in texts(html):
             if odd := strange(text, known):
                 found.setdefault(odd, set()).add(address)

@@ -63,7 +63,8 @@ def collect_static() -> None:
     manifest = ROOT / "staticfiles" / "staticfiles.json"
     with (Path(tempfile.gettempdir()) / f"patchbay-static-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        newest = max(path.stat().st_mtime for path in (ROOT / "static").rglob("*"))
+        sources = [ROOT / "static", ROOT / "docs" / "guide" / "pictures"]
+        newest = max(path.stat().st_mtime for source in sources for path in source.rglob("*"))
         if not manifest.exists() or manifest.stat().st_mtime < newest:
             with tempfile.TemporaryDirectory() as data:
                 subprocess.run(
