@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from django.test import Client
 from django.utils import translation
 
 from tests.builders import make_member, make_user, make_workspace
+from tests.fakes.server import FakeProviders
 from tests.system.harness import Patchbay, collect_static
 from workspaces.models import AuditEvent, User, Workspace
 
@@ -93,6 +95,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
     for item in items:
         for folder in ("system", "e2e"):
             if folder in item.path.parts:
@@ -101,6 +104,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wanted = [item for item in items if _uses_database(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(wanted)])
         items[:] = wanted
+
+
+# A file's tests are one process's. The long ones begin, and the many short ones at the end let all
+# processes end together.
+LONG = ("e2e", "system", "test_bad_input.py", "test_routes.py")
+
+
+def _place(item: pytest.Item) -> int:
+    return min((n for n, name in enumerate(LONG) if name in item.path.parts), default=len(LONG))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The thousands of tests are no garbage: looking at them again and again takes its time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _uses_database(item: pytest.Item) -> bool:
@@ -115,6 +133,8 @@ def django_db_setup(
 ) -> Iterator[None]:
     """pytest-django's, and at the end nobody holds the database: a process's database threads keep
     their connections, and PostgreSQL drops no database that is connected to."""
+    if connection.vendor == "postgresql":
+        connection.ops.sql_flush = _delete_all
     yield
     if connection.vendor == "postgresql":
         with django_db_blocker.unblock(), connection.cursor() as cursor:
@@ -122,6 +142,16 @@ def django_db_setup(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
+
+
+def _delete_all(
+    style: Any, tables: Iterable[str], *, reset_sequences: bool = False, allow_cascade: bool = False
+) -> list[str]:
+    """Empties PostgreSQL's tables row by row: there are few rows, and TRUNCATE writes new files for
+    every table and index. In this role no trigger and no foreign key is looked at."""
+    assert not reset_sequences
+    deletes = [f"DELETE FROM {connection.ops.quote_name(table)}" for table in tables]
+    return ["SET LOCAL session_replication_role = replica", *deletes] if deletes else []
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +206,16 @@ def client_for() -> Callable[..., Client]:
     return make
 
 
+# -- the outside -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fakes() -> Iterator[FakeProviders]:
+    """Providers on loopback, for all tests of a module."""
+    with FakeProviders() as running:
+        yield running
+
+
 # -- the running product ---------------------------------------------------------------------------
 
 
@@ -187,7 +227,8 @@ def static_files() -> None:
 
 @pytest.fixture
 def start_patchbay(tmp_path: Path, static_files: None) -> Iterator[Callable[..., Patchbay]]:
-    """`start_patchbay(env={…}, data=Path)`: a running server of its own, stopped after the test."""
+    """`start_patchbay(env={…}, data=Path, from_nothing=True)`: a running server of its own, stopped
+    after the test."""
     started: list[Patchbay] = []
 
     def start(**options: Any) -> Patchbay:

@@ -14,18 +14,12 @@ from connections.providers.base import ErrorKind
 from tests.connections.aws import IAM, SESSION, aws_client, target
 from tests.connections.wires import asking, canned, client, replies, text_of
 from tests.fakes.bedrock import EXPIRED_ACCESS_KEY, SESSION_TOKEN, event, exception, frame
-from tests.fakes.server import GOOD_KEY, FakeProviders
+from tests.fakes.server import GOOD_KEY
 
 HI = event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "hi"}})
 STOP = event("messageStop", {"stopReason": "end_turn"})
 USAGE = event("metadata", {"usage": {"inputTokens": 1, "outputTokens": 1, "totalTokens": 2}})
 STREAM = {"content-type": "application/vnd.amazon.eventstream"}
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

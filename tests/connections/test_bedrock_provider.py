@@ -24,16 +24,10 @@ from connections.providers.bedrock import _host
 from tests.connections.aws import IAM, SESSION, aws_client, target
 from tests.connections.wires import asking, canned, client, replies, text_of
 from tests.fakes.bedrock import ACCESS_KEY, EXPIRED_ACCESS_KEY, SESSION_ACCESS_KEY
-from tests.fakes.server import GOOD_KEY, FakeProviders, key_hash
+from tests.fakes.server import GOOD_KEY, key_hash
 from workspaces import egress
 
 BEDROCK = providers.get("bedrock")
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -20,15 +20,9 @@ from connections.providers.wire.converse import full_id
 from tests.connections.aws import IAM, SESSION, aws_client, target
 from tests.connections.wires import CLOCK, FETCH, asking, client, only, replies, said, text_of
 from tests.fakes.bedrock import ACCESS_KEY, REDACTED, SESSION_ACCESS_KEY
-from tests.fakes.server import GOOD_KEY, FakeProviders, key_hash
+from tests.fakes.server import GOOD_KEY, key_hash
 
 PNG = base64.b64encode(b"\x89PNG not really").decode()
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,6 @@ from connections.tasks import (
     validate_connection,
 )
 from tests.builders import KEY, make_connection, make_secret, make_user
-from tests.fakes.server import FakeProviders
 from workspaces import rotation, vault
 from workspaces.models import AuditEvent
 from workspaces.runtime import get_runtime
@@ -40,12 +39,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 NEW = "sk-new-0123456789-abcdef-n3W1"
 PAGE, FORM = "/connections/fake/", "/connections/fake/secret/"
 State = SecretCandidate.State
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

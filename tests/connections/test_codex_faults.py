@@ -26,12 +26,6 @@ from tests.fakes.wires import Asked
 CODEX = providers.get("openai")
 
 
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def _nothing_left(fakes: FakeProviders) -> Iterator[None]:
     fakes.reset()

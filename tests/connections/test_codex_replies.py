@@ -33,12 +33,6 @@ from tests.fakes.server import GOOD_KEY, FakeProviders, key_hash
 from tests.world import png
 
 
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def _forget(fakes: FakeProviders) -> None:
     fakes.reset()

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -20,18 +20,12 @@ from connections.providers import codex_home, relay
 from connections.providers.base import TextDelta
 from tests.connections.codex import homes, is_alive, processes, readable_memory, target
 from tests.connections.wires import asking, client, said
-from tests.fakes.server import GOOD_KEY, FakeProviders
+from tests.fakes.server import GOOD_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-of-the-server-0123456789"
 WORDS = "what-a-person-wrote-in-confidence"
 CODEX = providers.get("openai")
-
-
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture

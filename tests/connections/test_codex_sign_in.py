@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 
@@ -15,12 +15,6 @@ from tests.fakes.server import FakeProviders, key_hash
 
 CODEX = providers.get("openai")
 OLD, NEW = "sk-fake-bad-access-token-0123456789", "sk-fake-good-access-token-9876543210"
-
-
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
 
 
 class Tokens:

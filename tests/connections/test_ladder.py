@@ -17,14 +17,7 @@ from connections.ladder import RungResult, Subject, climb, subject_of, verdict
 from connections.models import Connection
 from connections.providers.base import Done, ErrorKind, ProviderError, Target, TextDelta
 from connections.sentences import Reason
-from tests.fakes.server import FakeProviders
 from workspaces import egress
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

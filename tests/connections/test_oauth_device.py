@@ -24,7 +24,7 @@ from connections.tasks import sign_in_by_device, validate_connection, validate_d
 from tests.builders import make_connection
 from tests.connections.codex import homes, processes
 from tests.fakes.device import DeviceIssuer
-from tests.fakes.server import FakeProviders, key_hash
+from tests.fakes.server import key_hash
 from workspaces import egress
 from workspaces.models import AuditEvent
 from workspaces.runtime import get_runtime
@@ -33,12 +33,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 PAGE = "/connections/chatgpt/"
 FRAGMENT = {"HX-Request": "true", "HX-Target": "sign-in"}
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture

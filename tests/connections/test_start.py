@@ -17,19 +17,12 @@ from connections.choices import SECRET_FIELDS, AuthType
 from connections.models import Connection, ProbeResult
 from connections.presets import PRESETS, Group, by_group
 from tests.builders import KEY, give_access, make_connection
-from tests.fakes.server import FakeProviders
 from tests.fakes.vertex import service_account
 from workspaces.models import AuditEvent
 
 pytestmark = pytest.mark.django_db
 
 FOUND = re.compile(r'href="/start/(ollama|lm-studio)/"')
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture

@@ -22,12 +22,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 NAMES = [model.name for model in fake_models.MODELS]
 
 
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def around(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.EGRESS_ALLOW = "127.0.0.0/8,::1"

@@ -28,17 +28,10 @@ from connections.tasks import (
     validate_due,
 )
 from tests.builders import give_access, make_connection
-from tests.fakes.server import FakeProviders
 from workspaces.models import AuditEvent
 from workspaces.runtime import get_runtime
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,7 @@ from connections.providers import google_token
 from connections.providers.base import ErrorKind, ProviderError
 from tests.connections.vertex import PUBLISHERS, spoken, target
 from tests.connections.wires import CLOCK, asking, canned, client, replies, text_of
-from tests.fakes.server import FakeProviders
 from tests.fakes.vertex import service_account
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

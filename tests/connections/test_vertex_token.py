@@ -26,15 +26,9 @@ from connections.targets import target_of
 from tests.builders import make_secret
 from tests.connections.vertex import target
 from tests.connections.wires import Chunks, answering, asking, canned, client, replies, text_of
-from tests.fakes.server import FakeProviders, key_hash
+from tests.fakes.server import key_hash
 from tests.fakes.vertex import PROJECT, service_account
 from workspaces.egress import Policy, guarded_client
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -41,16 +41,9 @@ from tests.connections.wires import (
     said,
     text_of,
 )
-from tests.fakes.server import FakeProviders
 from tests.fakes.vertex import SKIP
 
 IMAGE = {"t": "image", "media_type": "image/png", "data": "aGk="}
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

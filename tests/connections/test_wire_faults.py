@@ -7,13 +7,7 @@ import pytest
 from connections import providers
 from connections.providers.base import ErrorKind, Target, ToolCall
 from tests.connections.wires import CLOCK, TYPES, WIRES, asking, client, replies, target, text_of
-from tests.fakes.server import GOOD_KEY, FakeProviders
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
+from tests.fakes.server import GOOD_KEY
 
 
 @pytest.mark.parametrize("wire", WIRES)

@@ -37,13 +37,7 @@ from tests.connections.wires import (
     text_of,
 )
 from tests.fakes.models import MARKDOWN
-from tests.fakes.server import GOOD_KEY, FakeProviders, key_hash
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
+from tests.fakes.server import GOOD_KEY, key_hash
 
 
 @pytest.fixture(params=WIRES)

@@ -1,4 +1,5 @@
-"""A real browser. One a test: playwright's own loop must not outlive it in this process."""
+"""A real browser. One a module: playwright's own loop runs in this process as long, and nothing of
+Django's database or of asyncio can be used beside it."""
 
 from __future__ import annotations
 
@@ -12,14 +13,22 @@ from tests.run import find_browser, in_ci
 expect.set_options(timeout=20_000)  # a slow machine is slow
 
 
-@pytest.fixture
-def browser() -> Iterator[Browser]:
+@pytest.fixture(scope="module")
+def _browser() -> Iterator[Browser]:
     if not (found := find_browser()):
         (pytest.fail if in_ci() else pytest.skip)("no Chromium: set PATCHBAY_CHROMIUM to one")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def browser(_browser: Browser) -> Iterator[Browser]:
+    """Without a page; what a test opens, with cookies and storage, is closed after it."""
+    yield _browser
+    for context in list(_browser.contexts):
+        context.close()
 
 
 @pytest.fixture

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from tests.connections.test_schema import REFERENCE
 from tests.system.harness import ADMIN, ROOT, Patchbay
@@ -22,31 +19,6 @@ LISTS = [
     *("agent_sessions/chatsession", "agent_sessions/turn", "agent_sessions/message"),
     "agent_sessions/attachment",
 ]
-
-
-@pytest.fixture
-def browser_page():
-    found = os.environ.get("PATCHBAY_CHROMIUM") or shutil.which("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found)
-        page = browser.new_page()
-        page.set_default_timeout(15_000)
-        yield page
-        browser.close()
-
-
-@pytest.fixture
-def complaints(browser_page: Page) -> list[str]:
-    """What the browser refused or stumbled over."""
-    found: list[str] = []
-    browser_page.on(
-        "console", lambda m: found.append(m.text) if m.type in ("error", "warning") else None
-    )
-    browser_page.on(
-        "response", lambda r: found.append(f"{r.status} {r.url}") if r.status >= 400 else None
-    )
-    browser_page.on("pageerror", lambda error: found.append(str(error)))
-    return found
 
 
 def test_the_admin_site_works_without_one_violation(

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
 from PIL import Image
@@ -25,12 +24,6 @@ MODELS = [
     *("tools-forever-1s", "long-600", "err-401", "vision"),
 ]
 END = re.compile("done|failed|stopped|interrupted")
-
-
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

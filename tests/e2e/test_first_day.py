@@ -14,7 +14,7 @@ from tests.system.harness import ADMIN, Patchbay
 def test_from_the_first_run_to_a_steered_and_a_queued_message(
     start_patchbay: Callable[..., Patchbay], browser: Browser
 ):
-    patchbay, context = start_patchbay(), browser.new_context()
+    patchbay, context = start_patchbay(from_nothing=True), browser.new_context()
     context.set_default_timeout(60_000)
     page, complaints = context.new_page(), []
     page.on("pageerror", lambda error: complaints.append(str(error)))

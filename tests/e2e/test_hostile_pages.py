@@ -4,7 +4,6 @@ fetched from elsewhere, nothing carries a live attribute, and the policy has not
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
@@ -45,12 +44,6 @@ beacon => {
   return wrong;
 }
 """
-
-
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

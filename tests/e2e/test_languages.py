@@ -6,10 +6,10 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.builders import PASSWORD
-from tests.e2e.test_chat import admin, fakes, new_session, send
+from tests.e2e.test_chat import admin, new_session, send
 from tests.system.harness import ADMIN, Client, Patchbay
 
-__all__ = ["admin", "fakes"]  # fixtures
+__all__ = ["admin"]  # a fixture
 
 BOB = """
 from tests.builders import make_member, make_user

@@ -25,12 +25,6 @@ def held(fakes: FakeProviders) -> Iterator[Callable[[bool], None]]:
 
 
 @pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def admin(patchbay: Patchbay) -> Client:
     return patchbay.setup_admin()
 

@@ -10,7 +10,7 @@ import pytest
 
 from connections.providers.wire.sigv4 import AccessKey, sign
 from tests.fakes.bedrock import ACCESS_KEY, SECRET_KEY
-from tests.fakes.server import GOOD_KEY, FakeProviders
+from tests.fakes.server import GOOD_KEY
 
 KEY = AccessKey(ACCESS_KEY, SECRET_KEY)
 TEXT = {"text": "x"}
@@ -22,12 +22,6 @@ SPEC = {"toolSpec": {"name": "f", "description": "d", "inputSchema": SCHEMA}}
 TOOLS = {"toolConfig": {"tools": [SPEC]}}
 CALLED = [USER, {"role": "assistant", "content": [USE]}]
 GOOD = {"messages": [USER], "inferenceConfig": {"maxTokens": 9}}
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
 
 
 def request(fakes, body: Any = GOOD, *, model: str = "empty") -> httpx.Request:

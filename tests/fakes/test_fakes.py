@@ -7,13 +7,7 @@ import orjson
 import pytest
 
 from tests.fakes.models import MODELS, find
-from tests.fakes.server import GOOD_KEY, FakeProviders, key_hash
-
-
-@pytest.fixture(scope="module")
-def fakes():
-    with FakeProviders() as running:
-        yield running
+from tests.fakes.server import GOOD_KEY, key_hash
 
 
 def post(fakes, path: str, body: dict, headers: dict) -> httpx.Response:

@@ -21,12 +21,6 @@ from workspaces.models import Role, User, Workspace
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
-
-
 @pytest.fixture
 def chat(workspace: Workspace, bob: User, fakes: FakeProviders) -> Iterator[ChatSession]:
     connection = make_connection(

@@ -23,30 +23,20 @@ from sessions.wording import notice
 from sessions.worker import Crew
 from tests.builders import make_connection
 from tests.connections.codex import homes, processes
+from tests.crew import running_crew
 from tests.fakes.server import FakeProviders
 from tests.sessions.test_agent import ended, finish, until
 from tests.world import png
 from workspaces.models import User, Workspace
-from workspaces.runtime import Runtime
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture
 def crew(fakes: FakeProviders) -> Iterator[Crew]:
     fakes.reset()
-    runtime = Runtime()
-    with override_settings(EGRESS_ALLOW="127.0.0.0/8", TITLES=False):
-        crew = Crew(runtime)
-        yield crew
-        crew.close(5)
-        runtime.stop(5)
+    with running_crew() as running:
+        yield running
     assert homes() == []
 
 

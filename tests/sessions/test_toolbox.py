@@ -19,19 +19,13 @@ from sessions.models import ChatSession, Message, ToolServer, Turn
 from sessions.reply import blocks_of
 from sessions.worker import Crew
 from tests.builders import make_connection
+from tests.crew import running_crew
 from tests.fakes.mcp_server import GOOD, FakeMcp
 from tests.fakes.server import FakeProviders
 from tests.workspaces.test_egress import THIS_MACHINE
 from workspaces.models import AuditEvent, User, Workspace
-from workspaces.runtime import Runtime
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
 
 
 @pytest.fixture
@@ -43,13 +37,8 @@ def shop() -> Iterator[FakeMcp]:
 @pytest.fixture
 def crew(fakes: FakeProviders) -> Iterator[Crew]:
     fakes.reset()
-    runtime = Runtime()
-    allowed = {"EGRESS_ALLOW": "127.0.0.0/8", "TOOL_EGRESS_ALLOW": "127.0.0.0/8"}
-    with override_settings(**allowed, TITLES=False):
-        crew = Crew(runtime)
-        yield crew
-        crew.close(5)
-        runtime.stop(5)
+    with running_crew(TOOL_EGRESS_ALLOW="127.0.0.0/8") as running:
+        yield running
 
 
 @pytest.fixture

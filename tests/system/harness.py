@@ -80,6 +80,28 @@ def collect_static() -> None:
             manifest.touch()
 
 
+@functools.cache
+def migrated_database() -> bytes:
+    """The SQLite file that `migrate` makes of nothing: made once for all the servers that a process
+    starts."""
+    with tempfile.TemporaryDirectory() as data:
+        subprocess.run(
+            [sys.executable, "manage.py", "migrate", "-v", "0"],
+            cwd=ROOT,
+            env={
+                **_environment(),
+                "PATCHBAY_DATA_DIR": data,
+                "DJANGO_SETTINGS_MODULE": "config.settings",
+            },
+            check=True,
+        )
+        file = Path(data) / "patchbay.sqlite3"
+        assert not file.with_name(f"{file.name}-wal").exists(), (
+            "a part of the database is beside it"
+        )
+        return file.read_bytes()
+
+
 class Client(httpx.Client):
     """A browser's manners: cookies, the CSRF token in a header, redirects on request only."""
 
@@ -107,10 +129,19 @@ class Client(httpx.Client):
 
 class Patchbay:
     """A server with a fresh data directory and a free port. Use it as a context manager, or call
-    `start` and `stop`."""
+    `start` and `stop`.
+
+    Its database has all tables and no row, which saves some seconds; `from_nothing` it makes them
+    itself, as a real first start does.
+    """
 
     def __init__(
-        self, folder: Path, *, env: Mapping[str, str] | None = None, data: Path | None = None
+        self,
+        folder: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        data: Path | None = None,
+        from_nothing: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
@@ -128,6 +159,7 @@ class Patchbay:
             "PORT": str(self.port),
             **(env or {}),
         }
+        self._gets_tables = not from_nothing and data is None and "DATABASE_URL" not in self.env
 
     def __enter__(self) -> Self:
         return self.start()
@@ -137,6 +169,9 @@ class Patchbay:
 
     def start(self, *, wait: bool = True) -> Self:
         """Starts it; with `wait`, returns when it answers and all its processes are there."""
+        if wait and self._gets_tables and not self.data.exists():
+            self.data.mkdir(mode=0o700)
+            self.give_tables()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "manage.py", "serve"],
@@ -155,6 +190,13 @@ class Patchbay:
                 print(self.output())
                 raise
         return self
+
+    def give_tables(self) -> None:
+        """Puts the database into an empty data directory, unless it is to be made there."""
+        if self._gets_tables:
+            file = self.data / "patchbay.sqlite3"
+            file.touch(0o600)
+            file.write_bytes(migrated_database())
 
     def _is_up(self) -> bool:
         assert self.process is not None

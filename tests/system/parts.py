@@ -93,6 +93,7 @@ class Parts(Patchbay):
     def start(self, *, wait: bool = True) -> Self:
         try:
             self.data.mkdir(mode=0o700)
+            self.give_tables()
             self.start_valkey()
             self.manage("prepare")
             for name in ("web", "worker", "beat"):

@@ -30,12 +30,6 @@ LOOPBACK = {"PATCHBAY_EGRESS_ALLOW": "127.0.0.0/8", "PATCHBAY_TITLES": "off"}
 
 
 @pytest.fixture(scope="module")
-def fakes() -> Iterator[FakeProviders]:
-    with FakeProviders() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def passphrase_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("passphrase") / "passphrase"
     path.write_text(PASSPHRASE + "\n")

@@ -25,7 +25,7 @@ def patchbay(tmp_path_factory, static_files):
         "AWS_SECRET_ACCESS_KEY": "canary",
         "HTTPS_PROXY": "http://127.0.0.1:9",
     }
-    with Patchbay(tmp_path_factory.mktemp("patchbay"), env=env) as running:
+    with Patchbay(tmp_path_factory.mktemp("patchbay"), env=env, from_nothing=True) as running:
         yield running
 
 

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from django.test import override_settings
 
 from connections import actions
 from sessions import agent, sending
 from sessions.models import ChatSession, Message, Turn
 from sessions.worker import Crew
+from tests.crew import running_crew
 from tests.system.attacks.listener import Listener, Request, response
 from tests.system.attacks.test_hostile_providers import (
     BEFORE,
@@ -25,7 +25,6 @@ from tests.system.attacks.test_hostile_providers import (
     said,
 )
 from tests.system.harness import wait_for
-from workspaces.runtime import Runtime
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -44,12 +43,8 @@ STARTS = {
 
 @pytest.fixture
 def crew() -> Iterator[Crew]:
-    runtime = Runtime()
-    with override_settings(EGRESS_ALLOW="127.0.0.0/8", TITLES=False):
-        crew = Crew(runtime)
-        yield crew
-        crew.close(5)
-        runtime.stop(5)
+    with running_crew() as running:
+        yield running
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from django.test import override_settings
 
 from connections import actions, providers, tasks
 from connections.models import Connection, ProbeResult
@@ -21,10 +20,10 @@ from connections.providers.wire import oauth
 from sessions import sending, tool_servers, tools
 from sessions.models import ChatSession, Turn
 from sessions.worker import Crew
+from tests.crew import running_crew
 from tests.system.attacks.listener import Listener, reply, response
 from tests.system.harness import wait_for
 from workspaces import egress
-from workspaces.runtime import Runtime
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -74,12 +73,8 @@ def servers():
 
 @pytest.fixture
 def crew() -> Iterator[Crew]:
-    runtime = Runtime()
-    with override_settings(EGRESS_ALLOW=f"{ALLOWED}", TOOL_EGRESS_ALLOW="", TITLES=False):
-        crew = Crew(runtime)
-        yield crew
-        crew.close(5)
-        runtime.stop(5)
+    with running_crew(EGRESS_ALLOW=f"{ALLOWED}", TOOL_EGRESS_ALLOW="") as running:
+        yield running
 
 
 @pytest.fixture
