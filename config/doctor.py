@@ -323,8 +323,8 @@ def _static_files() -> Iterator[_Line]:
     collected = manifest.stat().st_mtime
     newer = any(
         p.stat().st_mtime > collected
-        for folder in settings.STATICFILES_DIRS
-        for p in Path(folder).rglob("*")
+        for found in settings.STATICFILES_DIRS
+        for p in Path(found[1] if isinstance(found, tuple) else found).rglob("*")
         if p.is_file()
     )
     if newer:
