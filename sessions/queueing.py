@@ -53,7 +53,7 @@ def waiting(chat: ChatSession) -> QuerySet[Message]:
         Message.objects.filter(chat=chat, delivery__among=Message.WAITING)
         .select_related("author")
         .prefetch_related("attachments")
-        .order_by("delivery", "place", "seq")
+        .order_by("-delivery", "place", "seq")  # "steering" goes before "queued"
     )
 
 
@@ -61,7 +61,7 @@ _WAITING = Select(
     lambda chat_id: (
         Message.objects.filter(chat_id=chat_id, delivery__among=Message.WAITING)
         .select_related("author")
-        .order_by("delivery", "place", "seq")
+        .order_by("-delivery", "place", "seq")  # "steering" goes before "queued"
     )
 )
 

@@ -201,7 +201,8 @@ document.addEventListener("htmx:beforeSwap", ({ detail }) => {
   const { activeElement: active } = document;
   const element = active === document.body ? detail.requestConfig?.elt : active;
   left = null;
-  if (!element || element.matches("tr, section, [data-session]")) return;
+  // What asks by itself (a row that is checked, a list that loads) had no focus to lose.
+  if (!element?.matches("a, button, form, input, select, summary, textarea, [tabindex]")) return;
   const menu = element.closest("[popover]");
   const marks = named.filter((name) => element.hasAttribute(name)).map((name) => `[${name}="${CSS.escape(element.getAttribute(name))}"]`);
   const within = [];

@@ -34,6 +34,8 @@ def test_from_setup_to_the_first_reply_on_a_server_that_was_found(
             with page.expect_response("**/start/local/"):
                 page.reload()
         expect(found).to_contain_text("Answers with 3 models.")
+        # What comes by itself takes no focus.
+        assert page.evaluate("document.activeElement === document.body")
         expect(found.get_by_role("link", name="LM Studio")).to_have_count(0)
         found.get_by_role("link", name="Ollama").click()
         expect(step).to_have_text("Details")

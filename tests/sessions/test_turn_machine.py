@@ -410,6 +410,12 @@ def test_stop_returns_the_queued_texts_or_lets_them_go_on(chat, queue):
     assert not Turn.objects.filter(chat=chat, state__in=Turn.ACTIVE).exists()
 
 
+def test_what_waits_stands_in_the_order_in_which_it_goes(chat, queue):
+    queueing.promote(chat.pk, queueing.waiting(chat)[2].pk)
+    assert [message.text for message in queueing.waiting(chat)] == ["c", "a", "b"]
+    assert [message.text for message in queueing.waiting_messages(chat)] == ["c", "a", "b"]
+
+
 def test_stop_leaves_colleagues_messages_in_the_queue(chat, bob, alice, queue):
     sending.send(chat.pk, alice, "from alice")
     assert [message.text for message in turns.stop(chat.pk, alice)] == ["from alice"]
