@@ -551,8 +551,12 @@ let follows = true; // not before the first turn: what can be chosen is read fro
 const toEnd = () => (log.scrollTop = log.scrollHeight);
 const hasTurns = () => transcript.querySelector(":scope > [data-turn]") !== null;
 const isAtEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 48;
+let lastTop = log.scrollTop;
 log.addEventListener("scroll", () => {
-  if (hasTurns()) follows = isAtEnd();
+  // What comes in never moves one up: only who scrolls up leaves the end, even where more has come
+  // since the last step to it.
+  if (hasTurns() && (isAtEnd() || log.scrollTop < lastTop)) follows = isAtEnd();
+  lastTop = log.scrollTop;
   jump.hidden = follows || !hasTurns();
   markSeen();
 });

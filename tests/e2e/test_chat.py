@@ -736,7 +736,7 @@ def test_a_session_works_without_javascript(patchbay: Patchbay, admin: Client, b
     _sign_in(context, patchbay, admin)
     page = context.new_page()
     page.goto(f"{patchbay.url}/w/support/")
-    page.get_by_role("button", name="New session").click()
+    page.get_by_role("button", name="New session", exact=True).click()
     page.get_by_role("radio", name=re.compile("^queue")).check()
     page.get_by_role("button", name="Use this connection").click()
     expect(page.locator("[data-session]")).to_have_attribute("data-connection", "queue")
