@@ -66,7 +66,7 @@ class _Beat:
     def _strike(self) -> None:
         due, self._due = self._due, []
         for wire in due:
-            wire.wake()
+            wire.strike()
         asyncio.get_running_loop().call_soon(self.after)
 
 
@@ -173,8 +173,12 @@ class _Wire(asyncio.Protocol):
     async def drained(self) -> None:
         await self._can_write.wait()
 
-    def wake(self) -> None:
+    def strike(self) -> None:
         self._is_due = False
+        if self.buffer:  # else it was read in passing, and who waits now waits for what follows
+            self.wake()
+
+    def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -279,7 +279,9 @@ def test_at_a_number_the_profile_says_where_to_go(patchbay: Patchbay, browser_pa
     page = browser_page
     by_password(page, patchbay.url)
     page.goto(f"{patchbay.url}/profile/")
-    expect(page.get_by_text(f"Open http://localhost:{patchbay.port} instead")).to_be_visible()
+    expect(
+        page.get_by_role("link", name=f"Open this page at http://localhost:{patchbay.port}")
+    ).to_be_visible()
 
 
 def test_behind_a_proxy_that_ends_tls(

@@ -77,6 +77,27 @@ async def test_what_came_on_many_calm_streams_is_read_at_the_beat_as_one_piece()
         assert followed == [True]
 
 
+@pytest.mark.usefixtures("no_beat")
+async def test_the_beat_wakes_nobody_for_what_was_read_in_passing():
+    async with peers(MANY) as peer:
+        peer.be_calm()
+        peer.say(b"one")
+        while not all(stream._wire.buffer for stream in peer.streams):
+            await asyncio.sleep(0.001)
+        for stream in peer.streams:
+            assert await stream.read(1024, timeout=60) == b"one"
+        reads = [asyncio.create_task(stream.read(1024, timeout=60)) for stream in peer.streams]
+        await asyncio.sleep(0)
+        network.beat()._strike()
+        await asyncio.sleep(0.01)
+        assert not any(read.done() for read in reads)
+        peer.say(b"two")
+        while not all(stream._wire.buffer for stream in peer.streams):
+            await asyncio.sleep(0.001)
+        network.beat()._strike()
+        assert await asyncio.gather(*reads) == [b"two"] * MANY
+
+
 async def test_the_beat_comes():
     async with peers(MANY) as peer:
         peer.be_calm()
