@@ -49,6 +49,7 @@ HELD = 60.0  # seconds a stream's place among its person's lasts unless it is he
 HOLD_EVERY = 20.0
 ANSWER = 2.0  # seconds that a page waits for the reader to hear
 QUIET = 10.0  # seconds of silence before Redis is asked whether it is there
+LISTEN_AGAIN = 1.0  # seconds after which a Redis that didn't answer is listened to again
 ASK_AGAIN = 3.0  # seconds after which a Redis that didn't answer is asked for a place again
 
 
@@ -298,12 +299,18 @@ class Reader:
                 async with self._client.pubsub() as channel:
                     await channel.subscribe(bus.LIVE)
                     await self._listen(channel)
-            except (redis.RedisError, OSError) as error:
-                self._hears.clear()
+            except Exception as error:
+                # Nothing that is said on the channel may end the listening: pages would be deaf.
+                known = isinstance(error, redis.RedisError | OSError)
                 if self.is_well:
-                    logger.warning("the event stream doesn't answer (%s)", type(error).__name__)
+                    logger.warning(
+                        "the event stream doesn't answer (%s)",
+                        type(error).__name__,
+                        exc_info=not known,
+                    )
                 self.is_well = False
-                await asyncio.sleep(1)
+                self._hears.clear()
+                await asyncio.sleep(LISTEN_AGAIN)
         self._hears.clear()
 
     async def _listen(self, channel: redis.asyncio.client.PubSub) -> None:

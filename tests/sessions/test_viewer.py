@@ -10,7 +10,7 @@ import orjson
 import pytest
 from django.db import InterfaceError, OperationalError
 
-from sessions import stream
+from sessions import bus, stream
 from sessions.stream import SOON, Encoded, Reader, Viewer
 
 
@@ -132,3 +132,46 @@ async def test_an_event_that_cannot_be_worded_keeps_no_other(monkeypatch):
     page.put(event(1, "tool", m="m", b=0, call={}))
     page.put(event(2, "text", t="Hello"))
     assert b"Hello" in page.drain()
+
+
+class Channel:
+    """What a process hears, message by message, and then nothing more."""
+
+    def __init__(self, *heard: list[bytes]) -> None:
+        self.heard = list(heard)
+        self.silent = asyncio.Event()
+
+    async def __aenter__(self) -> Channel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def subscribe(self, _name: str) -> None: ...
+
+    async def parse_response(self, **_: object) -> list[bytes]:
+        if not self.heard:
+            self.silent.set()
+            await asyncio.Event().wait()
+        return self.heard.pop(0)
+
+
+async def test_what_cannot_be_read_on_the_channel_ends_no_listening(monkeypatch):
+    reader, page, chat = Reader(), viewer(), uuid.uuid4()
+    key = bus.key_of(chat).encode()
+    subscribed = [b"subscribe", b"", b""]
+    broken = [b"message", b"", b"\n".join([key, b"1-0", b"changed", b"no JSON"])]
+    well = [b"message", b"", b"\n".join([key, b"2-0", b"text", b'{"t": "Hello"}'])]
+    first, second = Channel(subscribed, broken), Channel(subscribed, well)
+    channels = [first, second]
+
+    async def caught_up() -> None: ...
+
+    monkeypatch.setattr(reader._client, "pubsub", lambda: channels.pop(0))
+    monkeypatch.setattr(reader, "_catch_up", caught_up)
+    monkeypatch.setattr(stream, "LISTEN_AGAIN", 0)
+    reader._viewers[key] = {page}
+    listening = asyncio.create_task(reader._run())
+    await asyncio.wait_for(second.silent.wait(), 10)
+    assert reader.is_well
+    assert b"Hello" in page.drain()
+    listening.cancel()

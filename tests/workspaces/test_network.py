@@ -22,6 +22,12 @@ class Peer:
         for writer in self.writers:
             writer.write(text)
 
+    async def deliver(self, text: bytes) -> None:
+        """Until it has come to each stream."""
+        self.say(text)
+        while not all(stream._wire.buffer.endswith(text) for stream in self.streams):
+            await asyncio.sleep(0.001)
+
     def be_calm(self) -> None:
         for stream in self.streams:
             stream.get_extra_info("be_calm")(True)
@@ -68,9 +74,7 @@ async def test_what_came_on_many_calm_streams_is_read_at_the_beat_as_one_piece()
         followed: list[bool] = []
         network.beat().after = lambda: followed.append(all(read.done() for read in reads))
         for piece in (b"one ", b"two"):
-            peer.say(piece)
-            while not all(stream._wire.buffer.endswith(piece) for stream in peer.streams):
-                await asyncio.sleep(0.001)
+            await peer.deliver(piece)
         assert not any(read.done() for read in reads)
         network.beat()._strike()
         assert await asyncio.gather(*reads) == [b"one two"] * MANY
@@ -81,9 +85,7 @@ async def test_what_came_on_many_calm_streams_is_read_at_the_beat_as_one_piece()
 async def test_the_beat_wakes_nobody_for_what_was_read_in_passing():
     async with peers(MANY) as peer:
         peer.be_calm()
-        peer.say(b"one")
-        while not all(stream._wire.buffer for stream in peer.streams):
-            await asyncio.sleep(0.001)
+        await peer.deliver(b"one")
         for stream in peer.streams:
             assert await stream.read(1024, timeout=60) == b"one"
         reads = [asyncio.create_task(stream.read(1024, timeout=60)) for stream in peer.streams]
@@ -91,9 +93,7 @@ async def test_the_beat_wakes_nobody_for_what_was_read_in_passing():
         network.beat()._strike()
         await asyncio.sleep(0.01)
         assert not any(read.done() for read in reads)
-        peer.say(b"two")
-        while not all(stream._wire.buffer for stream in peer.streams):
-            await asyncio.sleep(0.001)
+        await peer.deliver(b"two")
         network.beat()._strike()
         assert await asyncio.gather(*reads) == [b"two"] * MANY
 
